@@ -1,0 +1,205 @@
+"""How far a classifier's probabilities can be trusted; numpy in, floats out.
+
+Works on saved predictions, without torch. `scipy.special.softmax(logits.astype(float), axis=1)`
+makes probabilities of logits. Everywhere: probabilities (samples, classes), any float dtype, rows
+summing to 1 within 1e-3 (they may come from float16 logits); labels (samples,) integers in
+[0, classes). Anything else raises ValueError.
+"""
+
+import math
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+
+
+# --- binned errors ------------------------------------------------------------------------------
+
+
+def reliability_curve(probabilities, labels, bins=15):
+    """Confidence against accuracy in equal-width bins (lo, hi]: the reliability diagram.
+
+    DeGroot and Fienberg, 1983; Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    Confidence is the largest probability. Returns a dict of arrays, one entry a bin that holds a
+    sample, in rising order: `lo`, `hi`, `count` (int64), `confidence` and `accuracy` (means in
+    the bin). Empty bins are left out: they have neither mean.
+    """
+    confidence, correct = _top_label(*_checked(probabilities, labels))
+    return _curve(confidence, correct, _equal_width(bins))
+
+
+def expected_calibration_error(probabilities, labels, bins=15):
+    """ECE in [0, 1]: mean gap between confidence and accuracy, weighted by the bins' counts.
+
+    Naeini et al., AAAI 2015; Guo et al., ICML 2017. Bins as in `reliability_curve`.
+    """
+    return _mean_gap(reliability_curve(probabilities, labels, bins))
+
+
+def maximum_calibration_error(probabilities, labels, bins=15):
+    """MCE in [0, 1]: the largest gap of any bin of `reliability_curve` (Guo et al., ICML 2017)."""
+    return float(_gaps(reliability_curve(probabilities, labels, bins)).max())
+
+
+def adaptive_calibration_error(probabilities, labels, bins=15):
+    """ECE in [0, 1] over bins of equal mass, so that none is too thin to estimate an accuracy.
+
+    The adaptive ranges of Nixon et al., "Measuring Calibration in Deep Learning", CVPR Workshops
+    2019, applied to the top label as in `expected_calibration_error` (their ACE also averages
+    over classes). Samples of one confidence share a bin, so the result does not depend on their
+    order; with fewer distinct confidences than bins there are fewer bins.
+    """
+    confidence, correct = _top_label(*_checked(probabilities, labels))
+    _check_bins(bins)
+    ends = (len(confidence) * np.arange(1, bins + 1) + bins - 1) // bins  # rounded up
+    edges = np.unique(np.append(0.0, np.sort(confidence)[ends - 1]))
+    return _mean_gap(_curve(confidence, correct, edges))
+
+
+def classwise_calibration_error(probabilities, labels, bins=15):
+    """Mean over classes of the ECE of that class's probability, equal-width bins; in [0, 1].
+
+    Static calibration error of Nixon et al., CVPR Workshops 2019; classwise-ECE of Kull et al.,
+    "Beyond temperature scaling", NeurIPS 2019.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    edges = _equal_width(bins)
+    errors = [
+        _mean_gap(_curve(column, labels == label, edges))
+        for label, column in enumerate(probabilities.T)
+    ]
+    return float(np.mean(errors))
+
+
+def _check_bins(bins):
+    if not isinstance(bins, (int, np.integer)) or bins < 1:
+        raise ValueError(f"bins is {bins}, must be an integer of at least 1")
+
+
+def _equal_width(bins):
+    _check_bins(bins)
+    # k/bins rounds once, so that 0.3 is an edge of ten bins; a multiple of 1/bins may not be.
+    return np.arange(bins + 1) / bins
+
+
+def _curve(confidence, correct, edges):
+    """Means in the bins (lo, hi]; a probability of 0 goes to the first."""
+    inside = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, None)
+    count = np.bincount(inside, minlength=len(edges) - 1)
+    held = count > 0
+    count = count[held]
+    return {
+        "lo": edges[:-1][held],
+        "hi": edges[1:][held],
+        "count": count,
+        "confidence": np.bincount(inside, confidence, len(edges) - 1)[held] / count,
+        "accuracy": np.bincount(inside, correct, len(edges) - 1)[held] / count,
+    }
+
+
+def _gaps(curve):
+    return np.abs(curve["confidence"] - curve["accuracy"])
+
+
+def _mean_gap(curve):
+    return float(np.average(_gaps(curve), weights=curve["count"]))
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def brier_score(probabilities, labels):
+    """Squared error against the one-hot label, summed over classes, mean over samples; in [0, 2].
+
+    Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    right = probabilities[np.arange(len(labels)), labels]
+    return float(np.mean(np.square(probabilities).sum(axis=1) - 2 * right + 1))
+
+
+def negative_log_likelihood(probabilities, labels):
+    """Mean of -log of the label's probability, in nats; a probability of 0 counts as 2.2e-308."""
+    probabilities, labels = _checked(probabilities, labels)
+    right = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(right, np.finfo(float).tiny)).mean())
+
+
+def confidence_quadrants(probabilities, labels, threshold):
+    """Shares of the samples by confidence and correctness; they sum to 1.
+
+    Confident means that the largest probability is at least threshold, in [0, 1]. Returns a dict
+    of floats: `confident_correct`, `confident_wrong`, `unsure_correct`, `unsure_wrong`.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, must be in [0, 1]")
+    confidence, correct = _top_label(*_checked(probabilities, labels))
+    confident = confidence >= threshold
+    return {
+        "confident_correct": float(np.mean(confident & correct)),
+        "confident_wrong": float(np.mean(confident & ~correct)),
+        "unsure_correct": float(np.mean(~confident & correct)),
+        "unsure_wrong": float(np.mean(~confident & ~correct)),
+    }
+
+
+# --- temperature --------------------------------------------------------------------------------
+
+
+def fit_temperature(logits, labels):
+    """Temperature T that minimises the negative log-likelihood of softmax(logits / T).
+
+    Guo et al., ICML 2017. Logits (samples, classes), finite. T is searched in [0.05, 20]: where
+    every sample is right, the likelihood only grows as T falls and the lower end comes back.
+    """
+    logits, labels = _checked_shapes("logits", logits, labels)
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature):
+        return -log_softmax(logits / math.exp(log_temperature), axis=1)[rows, labels].mean()
+
+    # The loss is convex in 1/T, so it has one minimum in log T.
+    bounds = [math.log(end) for end in TEMPERATURE_RANGE]
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(found.x)
+
+
+# --- input --------------------------------------------------------------------------------------
+
+
+def _top_label(probabilities, labels):
+    """The largest probability of each sample, and whether it is that of the label."""
+    return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+
+
+def _checked(probabilities, labels):
+    probabilities, labels = _checked_shapes("probabilities", probabilities, labels)
+    if probabilities.min() < 0:
+        raise ValueError(f"probabilities hold {probabilities.min():g}, must not be negative")
+    sums = probabilities.sum(axis=1)
+    worst = np.abs(sums - 1).argmax()
+    if abs(sums[worst] - 1) > 1e-3:
+        raise ValueError(
+            f"probabilities of sample {worst} sum to {sums[worst]:g}, must be 1 within 0.001"
+        )
+    return np.minimum(probabilities, 1), labels  # rounding may have left 1.0005
+
+
+def _checked_shapes(name, scores, labels):
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"{name} have shape {scores.shape}, must be (samples, classes), not empty")
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(f"labels have shape {labels.shape}, must be {scores.shape[:1]}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels are {labels.dtype}, must be integers")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, must be in [0, {scores.shape[1]})"
+        )
+    if not np.isfinite(scores).all():
+        sample = np.argwhere(~np.isfinite(scores))[0, 0]
+        raise ValueError(f"{name} of sample {sample} are not finite")
+    return scores, labels
