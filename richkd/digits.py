@@ -35,15 +35,15 @@ def pools(seed: int) -> dict[str, list[np.ndarray]]:
 
 
 def compose(
-    pool: list[np.ndarray], count: int, rng: np.random.Generator
+    pool: list[np.ndarray], numbers: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`count` numbers drawn from a pool, the classes as even as can be, in random order.
+    """`count` images of two-digit `numbers`, one a class and as even as can be, in random order.
 
-    Returns images uint8 (count, 16, 16, 3) and labels int64 (count,).
+    Returns images uint8 (count, 16, 16, 3) and labels int64 (count,), positions in `numbers`.
     """
-    labels = rng.permutation(np.arange(count) % 100)
+    labels = rng.permutation(np.arange(count) % len(numbers))
     images = np.zeros((count, 16, 16), np.uint8)
-    for side, digits in enumerate((labels // 10, labels % 10)):
+    for side, digits in enumerate(divmod(numbers[labels], 10)):
         tops = rng.integers(0, 9, count)
         for i, (digit, top) in enumerate(zip(digits, tops)):
             scan = pool[digit][rng.integers(len(pool[digit]))]

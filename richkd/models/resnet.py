@@ -5,8 +5,6 @@ The `x4` models are those of contrastive representation distillation (Tian et al
 widths 32, 64, 128, 256; `resnet8x2` lies between, widths 16, 32, 64, 128.
 """
 
-from functools import partial
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,10 +59,10 @@ class ResNet(nn.Module):
         return ModelOutput(self.fc(features), features)
 
 
-WIDTHS = (16, 16, 32, 64)
-BUILDERS = {
-    **{f"resnet{d}": partial(ResNet, depth=d, widths=WIDTHS) for d in (8, 14, 20, 32, 44, 56, 110)},
-    "resnet8x2": partial(ResNet, depth=8, widths=(16, 32, 64, 128)),
-    "resnet8x4": partial(ResNet, depth=8, widths=(32, 64, 128, 256)),
-    "resnet32x4": partial(ResNet, depth=32, widths=(32, 64, 128, 256)),
-}
+WIDTHS = {"": (16, 16, 32, 64), "2": (16, 32, 64, 128), "4": (32, 64, 128, 256)}
+
+
+def build(name: str, num_classes: int) -> ResNet:
+    """`resnet<depth>` or `resnet<depth>x<width>`."""
+    depth, _, width = name.removeprefix("resnet").partition("x")
+    return ResNet(num_classes, int(depth), WIDTHS[width])

@@ -1,0 +1,56 @@
+"""The fused teacher of RichKD (arXiv 2511.09286): a conventional classifier and CLIP in one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
+
+
+def fuse_logits(teacher: Array, clip: Array, alpha: float) -> Array:
+    """z_F = alpha z_T + (1 - alpha) z_C.
+
+    Logits (..., classes) of one shape, torch or numpy; CLIP's are already scaled. Raises ValueError
+    for other shapes and for an alpha outside [0, 1].
+    """
+    return _mix(teacher, clip, alpha, "alpha")
+
+
+def fuse_features(teacher: Tensor, clip: Tensor, lam: float) -> Tensor:
+    """f_F = normalize(lam e_T + (1 - lam) e_C).
+
+    Unit embeddings (..., dim) of one shape, as the learned heads give them; so is the result.
+    Raises ValueError for other shapes and for a lam outside [0, 1].
+    """
+    from torch.nn.functional import normalize
+
+    return normalize(_mix(teacher, clip, lam, "lam"), dim=-1)
+
+
+def _mix(teacher: Array, clip: Array, share: float, name: str) -> Array:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}: must be in [0, 1]")
+    if teacher.shape != clip.shape:
+        raise ValueError(f"the teacher gives {tuple(teacher.shape)}, CLIP {tuple(clip.shape)}")
+    return share * teacher + (1 - share) * clip
+
+
+def semantic_closeness(
+    probabilities: np.ndarray, labels: np.ndarray, class_embeddings: np.ndarray
+) -> np.ndarray:
+    """How close in meaning to the true class the mass on the other classes lies, per image.
+
+    The cosine of the text embeddings of the true class and of class k, averaged over k other than
+    the true one with the weights p_k / (1 - p_true). Probabilities (N, C), labels (N,), unit text
+    embeddings (C, D); returns (N,) in [-1, 1]; 0 where no mass is left.
+    """
+    similarity = (class_embeddings @ class_embeddings.T)[labels]
+    others = probabilities.copy()
+    others[np.arange(len(labels)), labels] = 0
+    mass = others.sum(1)
+    return (others * similarity).sum(1) / np.maximum(mass, np.finfo(mass.dtype).tiny)

@@ -1,0 +1,303 @@
+"""The experiment: every section of `params.yaml` as a frozen dataclass.
+
+`load` checks the whole file, so that a mistake anywhere stops the first stage that runs, and
+returns only the parts a stage names, so that it cannot read what its `params:` in `dvc.yaml` does
+not declare.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from richkd import corruptions, models
+from richkd.errors import InputError
+
+section = partial(
+    dataclass,
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+)
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Baseline = Literal["ce", "kd"]
+Variant = Literal["L", "F", "LF"]
+Corruption = Literal[*corruptions.BENCHMARK, *corruptions.EXTRA]
+
+
+def _distinct(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError("must not name anything twice")
+    return values
+
+
+def _template(text: str) -> str:
+    if text.count("{}") != 1:
+        raise ValueError("must hold {} once, where the class name goes")
+    return text
+
+
+def _list_of(item: Any) -> Any:
+    """A list with at least one item and none twice."""
+    return Annotated[tuple[item, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
+Prompts = _list_of(Annotated[str, AfterValidator(_template)])
+
+
+@section
+class Dataset:
+    """What `prepare` composes."""
+
+    name: Literal["digits"]
+    classes: Literal["all"] | _list_of(str)  # all, or the class names to keep
+    train_per_class: Count  # labelled training images a class
+    validation_images: Count
+    test_images: Count
+    captioned_images: Count  # what CLIP is trained on, composed of the training scans
+    seed: Whole
+
+
+@section
+class Views:
+    """The augmentation: every crop of the image padded by `pad` pixels, and its mirror."""
+
+    pad: Whole
+    flip: bool
+
+
+@section
+class Runtime:
+    """Where and how precisely; part of the experiment, since both change the numbers."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "bf16"]
+
+
+@section
+class Training:
+    """A classifier and how SGD trains it."""
+
+    arch: str
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    lr: Positive
+    schedule: Literal["step", "onecycle"]
+    milestones: tuple[Count, ...]  # epochs at which `step` multiplies the rate by 0.1
+    momentum: Share
+    weight_decay: Weight
+
+
+@section
+class Teacher(Training):
+    seed: Whole
+
+
+@section
+class ClipModel:
+    """Small towers for `open_clip.CLIP`: a modified ResNet and a text transformer."""
+
+    embed_dim: Count
+    image_size: Annotated[int, Field(ge=32, multiple_of=32)]  # images are resized to it
+    vision_layers: Annotated[tuple[Count, ...], Field(min_length=4, max_length=4)]
+    vision_width: Annotated[int, Field(ge=2, multiple_of=2)]
+    text_width: Count
+    text_layers: Count
+    text_heads: Count
+    context_length: Annotated[int, Field(ge=4)]
+
+
+@section
+class ClipTraining:
+    """How AdamW trains CLIP with the contrastive loss on captioned images."""
+
+    captions: Prompts  # templates, one drawn at random for each image and step
+    steps: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    lr: Positive
+    weight_decay: Weight
+    seed: Whole
+
+
+@section
+class Clip:
+    model: ClipModel
+    training: ClipTraining
+    prompts: Prompts  # the zero-shot classifier is the mean over these
+    logit_scale: Literal["model"] | Positive  # logits are this times the cosine
+
+
+@section
+class Cache:
+    """Which views each teacher's table holds."""
+
+    teacher: Literal["center", "all"]
+    clip: Literal["center", "all"]
+    batch_size: Count
+
+
+@section
+class Fusion:
+    """z_F = alpha z_T + (1 - alpha) z_C, and lam for features alike."""
+
+    alpha: Share
+    lam: Share
+    grid: _list_of(Share)  # the alphas that the diagnostics try
+
+
+@section
+class Crd:
+    """Contrastive representation distillation."""
+
+    dim: Count
+    negatives: Count
+    temperature: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+
+
+@section
+class BaselineParams:
+    variants: _list_of(Baseline)
+    temperature: Positive
+    ce_weight: Weight
+    logit_weight: Weight
+
+
+@section
+class Distill:
+    variants: _list_of(Variant)
+    seeds: _list_of(Whole)  # one student each, for the baselines too
+    temperature: Positive
+    ce_weight: Weight
+    logit_weight: Weight
+    feature_weight: Weight
+
+
+@section
+class Corruptions:
+    names: _list_of(Corruption)
+    severities: _list_of(Annotated[int, Field(ge=1, le=5)])
+    seed: Whole
+
+
+@section
+class Evaluate:
+    models: _list_of(Literal["teacher", "clip", "ce", "kd", "L", "F", "LF"])
+    batch_size: Count
+
+
+@section
+class Calibration:
+    bins: Count
+    threshold: Share  # confident means a largest probability of at least this
+
+
+@section
+class Params:
+    dataset: Dataset
+    views: Views
+    runtime: Runtime
+    teacher: Teacher
+    clip: Clip
+    cache: Cache
+    student: Training
+    fusion: Fusion
+    crd: Crd
+    baseline: BaselineParams
+    distill: Distill
+    corruptions: Corruptions
+    evaluate: Evaluate
+    calibration: Calibration
+
+    def __post_init__(self) -> None:
+        for key in ("teacher", "student"):
+            training = getattr(self, key)
+            if training.arch not in models.names():
+                allowed = ", ".join(models.names())
+                raise InputError(f"{key}.arch is {training.arch!r}: must be one of {allowed}")
+            late = [epoch for epoch in training.milestones if epoch >= training.epochs]
+            if training.schedule == "step" and late:
+                raise InputError(f"{key}.milestones is {late}: must be below {training.epochs} epochs")
+        trained = ["teacher", "clip", *self.baseline.variants, *self.distill.variants]
+        if set(trained) != set(self.evaluate.models):
+            raise InputError(
+                f"evaluate.models is {list(self.evaluate.models)}: must be {trained}, the teachers "
+                "and what baseline.variants and distill.variants train"
+            )
+
+
+def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
+    """Check the whole file and return the parts named: sections, or `section.key`.
+
+    `load("runtime", "distill.seeds")` has `.runtime` whole and of `.distill` only `.seeds`.
+    Raises InputError naming the key, its value and what is allowed.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+        # JSON, since strict checks then take a list for a tuple, and nothing else for it.
+        params = TypeAdapter(Params).validate_json(json.dumps(raw))
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error.errors())}") from None
+    chosen = SimpleNamespace()
+    for key in keys:
+        scope, value, (*parents, name) = chosen, params, key.split(".")
+        for parent in parents:
+            value = getattr(value, parent)
+            if not hasattr(scope, parent):
+                setattr(scope, parent, SimpleNamespace())
+            scope = getattr(scope, parent)
+        setattr(scope, name, getattr(value, name))
+    return chosen
+
+
+def to_dict(chosen: Any) -> Any:
+    """What `load` returned, or parts of it, as plain dicts and lists: to record beside a model."""
+    return json.loads(json.dumps(chosen, default=lambda x: asdict(x) if is_dataclass(x) else vars(x)))
+
+
+def _explain(errors: list[dict[str, Any]]) -> str:
+    """One line of pydantic's errors, of the first wrong key: its value and what is allowed."""
+    error = errors[0]
+    location = _location(error)
+    key = ".".join(location)
+    if error["type"] == "unexpected_keyword_argument":
+        allowed = _keys_of(location[:-1])
+        close = get_close_matches(location[-1], allowed, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{key} is not a parameter: {hint}allowed are {', '.join(allowed)}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        # A check across sections names its keys itself.
+        return f"{key} is {error['input']!r}: {message}" if key else message
+    # A key that takes either of two kinds has an error for each.
+    choices = [other["msg"].removeprefix("Input ") for other in errors if _location(other) == location]
+    return f"{key} is {error['input']!r}: {' or '.join(choices)}"
+
+
+def _location(error: dict[str, Any]) -> list[str]:
+    """The keys down to the value, without pydantic's names for the branches of a union."""
+    return [str(part) for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
+
+
+def _keys_of(location: Sequence[str]) -> list[str]:
+    kind = Params
+    for part in location:
+        kind = get_type_hints(kind)[part]
+    return [field.name for field in fields(kind)]

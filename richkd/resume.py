@@ -1,0 +1,39 @@
+"""Work that survives a kill: states on disk that only the experiment that made them may use."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from richkd.files import fingerprint, replacing, sha256
+
+FOLDER = Path(".resume")
+
+
+def key(params: Any, inputs: Iterable[Path | str]) -> str:
+    """What the state follows from: params, the inputs' content, our own code, torch's version."""
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    hashes = {str(path): sha256(path) for path in inputs}
+    return fingerprint(params, hashes, [sha256(path) for path in code], torch.__version__)
+
+
+class Checkpoint:
+    """One state dict in one file, with the key of the experiment it belongs to."""
+
+    def __init__(self, name: str, key: str):
+        self.path, self.key = FOLDER / f"{name}.pt", key
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The saved state, or None where there is none of this experiment."""
+        if not self.path.exists():
+            return None
+        state = torch.load(self.path, map_location=device, weights_only=True)
+        return state if state.pop("key") == self.key else None
+
+    def save(self, **state: Any) -> None:
+        with replacing(self.path) as part:
+            torch.save({"key": self.key, **state}, part)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

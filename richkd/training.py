@@ -1,0 +1,98 @@
+"""Train one classifier a seed and write all there is to keep of it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from richkd import engine, models, resume, weights
+from richkd.dataset import Info, load_info, load_split
+from richkd.files import replacing, sha256, write_json
+from richkd.metrics import summarize
+from richkd.params import Runtime, Training, Views, to_dict
+from richkd.views import Views as ViewSet
+
+DATA = ("data/train.safetensors", "data/validation.safetensors", "data/info.json")
+
+
+class TrainingData:
+    """The training and validation images on the device."""
+
+    def __init__(self, views: Views, runtime: Runtime):
+        self.device = engine.pick_device(runtime.device)
+        self.precision = runtime.precision
+        self.info: Info = load_info("data/info.json")
+        train, validation = (load_split(f"data/{name}.safetensors") for name in ("train", "validation"))
+        height, width = train.images.shape[1:3]
+        self.views = ViewSet(height, width, views.pad, views.flip)
+        self.train = engine.ResidentSet(
+            train, self.info.mean, self.info.std, self.views, self.device
+        )
+        self.validation = (
+            engine.to_input(validation.images, self.info.mean, self.info.std, self.device),
+            torch.from_numpy(validation.labels).to(self.device),
+        )
+
+
+def train_seeds(
+    name: str,
+    data: TrainingData,
+    training: Training,
+    seeds: Sequence[int],
+    make_objective: Callable[[nn.Module], nn.Module],
+    params: Any,
+    inputs: Sequence[Path | str] = (),
+) -> None:
+    """Train `training.arch` once a seed under the objective that `make_objective(model)` gives.
+
+    Writes `models/<name>/seed<n>.safetensors` and `.json`, `metrics/train/<name>.json` and the
+    curves, `metrics/curves/<name>.csv`. `params` and the files `inputs`, with the data, are what
+    the result follows from: a run killed before goes on only where they are the same.
+    """
+    recorded = to_dict(params)
+    key = resume.key([name, recorded], [*DATA, *inputs])
+    checkpoints, curves, results = [], [], {}
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = models.create(training.arch, len(data.info.classes))
+        model.to(data.device, memory_format=torch.channels_last)
+        objective = make_objective(model).to(data.device)
+        checkpoint = resume.Checkpoint(f"{name}-seed{seed}", key)
+        checkpoints.append(checkpoint)
+        history = engine.fit(
+            model,
+            objective,
+            data.train,
+            data.validation,
+            training,
+            seed,
+            data.precision,
+            checkpoint,
+            f"{name} seed {seed}",
+        )
+        last = history[-1]
+        result = {key: last[key] for key in ("train_accuracy", "validation_accuracy")}
+        results[f"seed{seed}"] = result
+        curves.append(pd.DataFrame(history).assign(seed=seed))
+        record = {
+            "kind": "classifier",
+            "arch": training.arch,
+            "num_classes": len(data.info.classes),
+            "mean": data.info.mean,
+            "std": data.info.std,
+            "params": recorded,
+            "seed": seed,
+            "data": {path: sha256(path) for path in DATA},
+            "metrics": result,
+            **weights.provenance(data.device),
+        }
+        weights.save(f"models/{name}/seed{seed}", model.state_dict(), record)
+    with replacing(f"metrics/curves/{name}.csv") as part:
+        pd.concat(curves).to_csv(part, index=False)
+    write_json(f"metrics/train/{name}.json", summarize(results))
+    for checkpoint in checkpoints:
+        checkpoint.remove()
+    print(f"models/{name}: {len(seeds)} × {training.arch}, metrics/train/{name}.json, curves")

@@ -1,0 +1,84 @@
+"""Trained models on disk: safetensors, and beside them a JSON that says what they are.
+
+The JSON holds what rebuilds the model (`kind` and its arguments, mean and std of its input) and
+where it comes from: params, versions, device, seed, fingerprint of the data, metrics.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from richkd import models
+from richkd.errors import InputError
+from richkd.files import read_json, replacing, write_json
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode, and the mean and std its input is normalised with."""
+
+    model: nn.Module
+    mean: list[float]
+    std: list[float]
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions and device, for the record beside a model."""
+    cuda = device.type == "cuda"
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "open_clip_torch", "numpy", "safetensors")},
+        },
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def save(path: Path | str, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+    """Write `path`.safetensors and `path`.json."""
+    with replacing(f"{path}.safetensors") as part:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, part)
+    write_json(f"{path}.json", record)
+
+
+def paths(folder: Path | str) -> list[Path]:
+    """The models in a folder, by seed, without suffix; InputError where there is none."""
+    found = sorted(Path(folder).glob("seed*.json"), key=lambda path: int(path.stem[4:]))
+    if not found:
+        raise InputError(f"{folder} holds no model")
+    return [path.with_suffix("") for path in found]
+
+
+def load_into(model: nn.Module, path: Path | str) -> None:
+    """Fill `model`; InputError names the first parameter that does not fit, and both shapes."""
+    try:
+        found = load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is not whole: {error}") from None
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in [*needed, *found]:
+        have = tuple(found[name].shape) if name in found else "missing"
+        if have != needed.get(name, "unknown"):
+            raise InputError(
+                f"{path} is of another model: {name} is {have} there, {needed.get(name, 'unknown')} here"
+            )
+    model.load_state_dict(found)
+
+
+def load_classifier(path: Path | str, device: torch.device) -> Loaded:
+    """The classifier or the zero-shot CLIP saved as `path`.json and `path`.safetensors."""
+    record = read_json(f"{path}.json")
+    if record["kind"] == "clip":
+        from richkd.clip import load_zero_shot
+
+        return Loaded(load_zero_shot(path, record).eval().to(device), [0.0] * 3, [1.0] * 3)
+    model = models.create(record["arch"], record["num_classes"])
+    load_into(model, f"{path}.safetensors")
+    model.eval().to(device, memory_format=torch.channels_last)
+    return Loaded(model, record["mean"], record["std"])

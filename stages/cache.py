@@ -1,0 +1,64 @@
+"""Run a teacher, `teacher` or `clip`, on the views of every training image, once and for all."""
+
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from richkd import cache, engine, params, resume, weights
+from richkd.clip import ZeroShot, class_embeddings
+from richkd.dataset import load_split
+from richkd.files import read_json, write_json
+from richkd.views import Views
+from stages import run
+
+VALIDATION = "data/validation.safetensors"
+
+
+def main(name: str) -> None:
+    p = params.load("views", "runtime", f"cache.{name}", "cache.batch_size")
+    device = engine.pick_device(p.runtime.device)
+    train, validation = load_split(cache.TRAIN), load_split(VALIDATION)
+    views = Views(*train.images.shape[1:3], p.views.pad, p.views.flip)
+    (path,) = weights.paths(f"models/{name}")
+    model, mean, std = weights.load_classifier(path, device)
+    record = read_json(f"{path}.json")
+    more = {}
+    if name == "clip":
+        more = {"prompt_list": record["prompts"], "logit_scale": record["params"]["clip"]["logit_scale"]}
+    held = getattr(p.cache, name)
+    made_from = cache.identity(path, views, held, **more)
+    key = resume.key(params.to_dict(p), [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION])
+    logits, features = cache.build(
+        f"cache/{name}",
+        model,
+        engine.ResidentSet(train, mean, std, views, device),
+        range(len(views)) if held == "all" else [views.center],
+        engine.to_input(validation.images, mean, std, device),
+        p.cache.batch_size,
+        p.runtime.precision,
+        made_from,
+        key,
+    )
+    labels = torch.from_numpy(validation.labels).to(device)
+    metrics = {"validation_accuracy": engine.accuracy(logits, labels)}
+    if name == "clip":
+        metrics["single_prompt_accuracy"] = single_prompts(model, record, features, labels)
+    write_json(f"metrics/cache/{name}.json", metrics)
+    print(f"cache/{name}: {held} views of {len(train.labels)} images, metrics/cache/{name}.json")
+
+
+def single_prompts(
+    model: ZeroShot, record: dict[str, Any], features: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """The zero-shot accuracy of each prompt on its own, and their mean: what the ensemble adds to."""
+    result = {}
+    for prompt in record["prompts"]:
+        classifier = class_embeddings(model.clip, model.config, record["classes"], [prompt])
+        result[prompt] = engine.accuracy(features @ classifier.T, labels)
+    return {"mean": fmean(result.values()), **result}
+
+
+if __name__ == "__main__":
+    run(main)

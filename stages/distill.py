@@ -1,0 +1,43 @@
+"""Train students under the fused teacher: `L` on logits, `F` on features, `LF` on both."""
+
+from torch import nn
+
+from richkd import cache, params
+from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
+from richkd.losses import ContrastiveMemory
+from richkd.objectives import Objective
+from richkd.training import TrainingData, train_seeds
+from stages import run
+
+
+def main(variant: str) -> None:
+    p = params.load(
+        "student", "distill", "fusion.alpha", "fusion.lam", "crd", "views", "runtime",
+        "cache.teacher", "cache.clip", "clip.prompts", "clip.logit_scale",
+    )  # fmt: skip
+    data = TrainingData(p.views, p.runtime)
+    teacher = cache.of("teacher", data.views, p.cache.teacher, data.device)
+    prompting = {"prompt_list": list(p.clip.prompts), "logit_scale": p.clip.logit_scale}
+    clip = cache.of("clip", data.views, p.cache.clip, data.device, **prompting)
+
+    def objective(student: nn.Module) -> Objective:
+        terms = {}
+        if "L" in variant:
+            fused = fused_logits(teacher, clip, p.fusion.alpha)
+            term = LogitDistillation(fused, p.distill.temperature)
+            terms["kd"] = (p.distill.logit_weight, term)
+        if "F" in variant:
+            labels, crd = data.train.labels, p.crd
+            memory = ContrastiveMemory(
+                len(labels), crd.dim, crd.negatives, crd.temperature, crd.momentum, labels
+            )
+            term = FusedContrast(student.feature_dim, teacher, clip, p.fusion.lam, memory)
+            terms["crd"] = (p.distill.feature_weight, term)
+        return Objective(p.distill.ce_weight, **terms)
+
+    inputs = ["cache/teacher/cache.json", "cache/clip/cache.json"]
+    train_seeds(variant, data, p.student, p.distill.seeds, objective, p, inputs)
+
+
+if __name__ == "__main__":
+    run(main)
