@@ -108,6 +108,7 @@ def build(
     if progress_file.exists() and (progress := read_json(progress_file))["key"] == key:
         done = progress["done"]
         tables = {name: np.load(work / f"{name}.npy", mmap_mode="r+") for name in TABLES}
+        tqdm.write(f"going on from {work}")
     else:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from richkd.files import fingerprint, replacing, sha256
 
@@ -29,7 +30,10 @@ class Checkpoint:
         if not self.path.exists():
             return None
         state = torch.load(self.path, map_location=device, weights_only=True)
-        return state if state.pop("key") == self.key else None
+        if state.pop("key") != self.key:
+            return None
+        tqdm.write(f"going on from {self.path}")
+        return state
 
     def save(self, **state: Any) -> None:
         with replacing(self.path) as part:

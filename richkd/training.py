@@ -1,5 +1,6 @@
 """Train one classifier a seed and write all there is to keep of it."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def train_seeds(
     recorded = to_dict(params)
     key = resume.key([name, recorded], [*DATA, *inputs])
     checkpoints, curves, results = [], [], {}
+    shutil.rmtree(f"models/{name}", ignore_errors=True)  # no seeds of an earlier run stay behind
     for seed in seeds:
         torch.manual_seed(seed)
         model = models.create(training.arch, len(data.info.classes))

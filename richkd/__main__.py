@@ -1,0 +1,31 @@
+"""`python -m richkd preset NAME` puts a ready-made experiment in place of params.yaml."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from richkd import params
+from richkd.errors import InputError
+from richkd.files import replacing
+
+PRESETS = Path("presets")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m richkd", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    preset = commands.add_parser("preset", help="put presets/NAME.yaml in place of params.yaml")
+    preset.add_argument("name", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    arguments = parser.parse_args()
+    source = PRESETS / f"{arguments.name}.yaml"
+    try:
+        params.load(path=source)
+        with replacing("params.yaml") as part:
+            part.write_text(source.read_text())
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"params.yaml is now {source}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The report's figures: SVG for the page, one PNG for the README.
+
+The same input gives the same bytes: no dates, and ids hashed with a fixed salt. Figures are made
+without pyplot, so they need no display and leave no state behind.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every common colour blindness; a model keeps its colour.
+COLORS = {
+    "teacher": "#0072b2",
+    "clip": "#e69f00",
+    "fused": "#009e73",
+    "ce": "#7a7a7a",
+    "kd": "#000000",
+    "L": "#56b4e9",
+    "F": "#cc79a7",
+    "LF": "#d55e00",
+}
+TERM_COLORS = {"ce": COLORS["ce"], "kd": COLORS["kd"], "crd": COLORS["F"]}
+PARTS = ("teacher", "clip")
+STYLE = {
+    "svg.hashsalt": "richkd",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+}
+
+
+@matplotlib.rc_context(STYLE)
+def fusion_curve(
+    curve: pd.DataFrame, column: str, alpha: float, parts: Mapping[str, float], label: str
+) -> bytes:
+    """SVG of one column of `curve` over its `alpha`; lines for the parts, a dot at `alpha`."""
+    figure, axes = _figure(3.5, 2.5)
+    _fusion_curve(axes, curve, column, alpha, parts)
+    axes.set_ylabel(label)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def training(curves: pd.DataFrame) -> bytes:
+    """SVG of validation accuracy and loss terms over epochs: thin a seed, thick their mean."""
+    figure = Figure(figsize=(3.5, 3.6))
+    top, bottom = figure.subplots(2, sharex=True)
+    figure.subplots_adjust(left=0.15, right=0.97, top=0.97, bottom=0.12, hspace=0.12)
+    # Validation runs every few epochs; the others have no value.
+    validation = curves.dropna(subset="validation_accuracy")
+    _seeds_and_mean(top, validation, "validation_accuracy", "#0072b2", 100)
+    top.set(ylim=(0, 101), ylabel="validation accuracy, %")
+    for term in (name for name in TERM_COLORS if name in curves):
+        _seeds_and_mean(bottom, curves, term, TERM_COLORS[term])
+    bottom.set(yscale="log", ylabel="loss terms", xlabel="epoch")
+    bottom.legend()
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def reliability(curves: pd.DataFrame, color: str) -> bytes:
+    """SVG of accuracy against confidence, clean and corrupted; the runs' bins are pooled."""
+    figure, axes = _figure(2.4, 2.4)
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+    looks = {"clean": ("-", color), "corrupted": ("--", "white")}
+    for data, (line, fill) in looks.items():
+        bins = pooled(curves[curves.data == data])
+        axes.plot(bins.confidence, bins.accuracy, line, color=color, linewidth=1.2)
+        # Area follows the share of images: the small ones are noisy.
+        sizes = 4 + 60 * bins["count"] / bins["count"].sum()
+        axes.scatter(bins.confidence, bins.accuracy, sizes, fill, edgecolors=color, zorder=3)
+        axes.plot([], [], line, marker="o", color=color, markerfacecolor=fill, label=data)
+    ticks = [0, 0.5, 1]
+    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xticks=ticks, yticks=ticks)
+    axes.set(xlabel="confidence", ylabel="accuracy")
+    axes.legend(loc="upper left", handlelength=2.5)
+    return _svg(figure)
+
+
+def pooled(curves: pd.DataFrame) -> pd.DataFrame:
+    """Reliability curves of several runs as one: means weighted by the bins' counts."""
+    weighted = curves[["confidence", "accuracy"]].mul(curves["count"], axis=0)
+    bins = weighted.assign(lo=curves.lo, count=curves["count"]).groupby("lo").sum()
+    return bins[["confidence", "accuracy"]].div(bins["count"], axis=0).join(bins["count"])
+
+
+@matplotlib.rc_context(STYLE | {"font.size": 9})
+def overview(
+    curve: pd.DataFrame,
+    alpha: float,
+    parts: Mapping[str, float],
+    runs: Mapping[str, Sequence[float]],
+    labels: Mapping[str, str],
+) -> bytes:
+    """PNG, 1600 x 600: the fused teacher's validation accuracy over alpha, and test accuracies.
+
+    `runs` has each model's test accuracies, one a seed.
+    """
+    figure = Figure(figsize=(8, 3), dpi=200)
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.9, bottom=0.16, wspace=0.28)
+    _fusion_curve(left, curve, "accuracy", alpha, parts)
+    left.set(ylabel="%", title="Fused teacher, validation accuracy")
+    for place, (model, values) in enumerate(runs.items()):
+        percents, color = 100 * np.array(values), COLORS[model]
+        spread = percents.std(ddof=1) if len(percents) > 1 else None
+        right.errorbar(
+            percents.mean(), place, xerr=spread, fmt="o", color=color, capsize=3, markersize=6
+        )
+        if len(percents) > 1:
+            right.plot(percents, [place + 0.25] * len(percents), "|", color=color, markersize=5)
+    right.set_yticks(range(len(runs)), [labels[model] for model in runs])
+    right.invert_yaxis()
+    right.grid(axis="y", visible=False)
+    right.set(xlabel="%", title="Test accuracy, mean and standard deviation over seeds")
+    right.title.set_horizontalalignment("center")
+    return _save(figure, "png", {"Software": None})
+
+
+def shade(value: float, low: float, high: float, colormap: str) -> str:
+    """CSS of a table cell: a background for `value` in [low, high], and a legible text colour."""
+    position = 0.5 if high == low else (value - low) / (high - low)
+    color = matplotlib.colormaps[colormap](position)
+    linear = [(x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4) for x in color[:3]]
+    luminance = np.dot(linear, [0.2126, 0.7152, 0.0722])
+    # WCAG's contrast with black equals that with white at this luminance.
+    text = "#000" if luminance > 0.179 else "#fff"
+    return f"background:{to_hex(color)};color:{text}"
+
+
+def _fusion_curve(axes, curve, column, alpha, parts):
+    scale = 1 if column == "nll" else 100
+    curve = curve.sort_values("alpha")
+    places = {"teacher": (0.01, "left"), "clip": (0.99, "right")}
+    for name in PARTS:
+        axes.axhline(scale * parts[name], color=COLORS[name], linestyle="--", linewidth=1)
+        # Written at the end where the curve is far away: it meets each part at its own.
+        x, side = places[name]
+        text = "CLIP" if name == "clip" else "teacher"
+        axes.annotate(
+            text, (x, scale * parts[name]), (0, 2), textcoords="offset points",
+            ha=side, va="bottom", color=COLORS[name], fontsize=7,
+        )  # fmt: skip
+    color = COLORS["fused"]
+    axes.plot(curve.alpha, scale * curve[column], ".-", color=color, linewidth=1.5)
+    # The chosen alpha need not be on the grid.
+    chosen = scale * np.interp(alpha, curve.alpha, curve[column])
+    axes.axvline(alpha, color=color, linestyle=":", linewidth=1)
+    axes.plot([alpha], [chosen], "o", color=color, markersize=7, label=f"fused, α = {alpha:g}")
+    axes.set(xlim=(-0.03, 1.03), xlabel="α (0 is CLIP alone, 1 the teacher alone)")
+    axes.margins(y=0.12)
+    axes.legend(loc="best", handlelength=1)
+
+
+def _seeds_and_mean(axes, curves, column, color, scale=1):
+    table = scale * curves.pivot(index="epoch", columns="seed", values=column)
+    if table.shape[1] > 1:
+        axes.plot(table.index, table, color=color, linewidth=0.6, alpha=0.5)
+    axes.plot(table.index, table.mean(axis=1), color=color, linewidth=1.8, label=column)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """One pair of axes; margins in inches, so that labels fit at every size."""
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(
+        left=0.5 / width, right=1 - 0.1 / width, top=1 - 0.1 / height, bottom=0.42 / height
+    )
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure) -> bytes:
+    return _save(figure, "svg", {"Date": None, "Creator": None})
+
+
+def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()

@@ -1,0 +1,221 @@
+"""The real pipeline through the real `dvc repro`, on the smoke preset, in a temporary clone."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+STUDENTS = ("ce", "kd", "L", "F", "LF")
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def clone(to: Path) -> Path:
+    """The working tree as a new user would get it, with the smoke preset in place."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.check_output(listing, cwd=REPOSITORY, text=True).split("\0")
+    for name in filter(None, files):
+        if (REPOSITORY / name).exists():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, to / name)
+    command(to, "python", "-m", "richkd", "preset", "smoke")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
+        command(to, *git, *arguments)
+    return to
+
+
+def command(folder: Path, *words: str) -> str:
+    """Run to the end; what it printed, stderr and stdout together."""
+    done = subprocess.run(
+        words, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def stage(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
+    )
+
+
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '(.+?)'", output))
+
+
+def students(folder: Path) -> dict[str, str]:
+    paths = [path for name in STUDENTS for path in folder.glob(f"models/{name}/*.safetensors")]
+    assert len(paths) == 2 * len(STUDENTS)
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
+
+
+def edit(folder: Path, key: str, value: object) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    *parents, name = key.split(".")
+    section = params
+    for parent in parents:
+        section = section[parent]
+    section[name] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = clone(tmp_path_factory.mktemp("unbroken"))
+    command(folder, "dvc", "repro")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which nothing ran."""
+    return clone(tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(reproduced: Path) -> dict[str, str]:
+    """The students' hashes, before another test changes a parameter."""
+    return students(reproduced)
+
+
+def test_everything_is_there(reproduced: Path, unbroken: dict[str, str]) -> None:
+    summary = json.loads((reproduced / "metrics/summary.json").read_text())
+    assert {"teacher", "clip", "fused", *STUDENTS} <= set(summary)
+    assert (reproduced / "report/index.html").stat().st_size > 10_000
+    record = json.loads((reproduced / "models/LF/seed1.json").read_text())
+    assert record["seed"] == 1
+    assert record["params"]["fusion"] == {"alpha": 0.5, "lam": 0.5}
+    assert {"versions", "device", "data", "metrics"} <= set(record)
+    assert not list((reproduced / ".resume").iterdir())
+
+
+def test_a_second_repro_runs_nothing(reproduced: Path) -> None:
+    assert stages_run(command(reproduced, "dvc", "repro")) == set()
+
+
+def test_a_fresh_clone_agrees_without_the_data(reproduced: Path, tmp_path: Path) -> None:
+    """What `make check` relies on: dvc.lock and the metrics in git are enough to tell."""
+    tracked = command(reproduced, "git", "ls-files", "-z").split("\0")
+    for name in filter(None, [*tracked, "dvc.lock"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(reproduced / name, tmp_path / name)
+    shutil.copytree(reproduced / "metrics", tmp_path / "metrics", dirs_exist_ok=True)
+    command(tmp_path, "git", "init", "-q")
+    dry = ["dvc", "repro", "--dry", "--allow-missing"]
+    assert stages_run(command(tmp_path, *dry)) == set()
+    edit(tmp_path, "calibration.bins", 7)
+    assert "calibrate@LF" in stages_run(command(tmp_path, *dry))
+
+
+def test_alpha_reruns_what_follows_from_it(reproduced: Path, unbroken: dict[str, str]) -> None:
+    output = command(reproduced, "dvc", "exp", "run", "-S", "fusion.alpha=0.25")
+    distilled = [f"{name}@{variant}" for name in ("distill", "evaluate", "calibrate")
+                 for variant in ("L", "F", "LF")]  # fmt: skip
+    also = ["fusion", "evaluate_fused", "calibrate_fused", "report"]
+    assert stages_run(output) == {*distilled, *also}
+    changed = {path for path, hash in students(reproduced).items() if hash != unbroken[path]}
+    assert changed == {f"models/{v}/seed{s}.safetensors" for v in ("L", "LF") for s in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("clip.prompts", ["a drawing of {}"], "cache/clip was made with another prompt list"),
+        ("cache.clip", "all", "cache/clip was made with another set of views"),
+        ("views.pad", 2, "cache/teacher was made with another set of views"),
+    ],
+)
+def test_a_cache_of_other_params_is_refused(
+    reproduced: Path, key: str, value: object, named: str
+) -> None:
+    params = (reproduced / "params.yaml").read_text()
+    edit(reproduced, key, value)
+    result = stage(reproduced, "stages.distill", "LF")
+    (reproduced / "params.yaml").write_text(params)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith(f"error: {named}")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "remake", "named"),
+    [
+        ("teacher.seed", "stages.teacher", "cache/teacher was made with another teacher"),
+        ("dataset.seed", "stages.prepare", "cache/teacher was made with another data set"),
+    ],
+)
+def test_a_cache_of_other_inputs_is_refused(
+    reproduced: Path, key: str, remake: str, named: str
+) -> None:
+    edit(reproduced, key, 5)
+    assert stage(reproduced, remake).returncode == 0
+    result = stage(reproduced, "stages.baseline", "kd")
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith(f"error: {named}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("fusion.alpha", 1.5, "fusion.alpha is 1.5: should be less than or equal to 1"),
+        ("distill.variants", ["LX"], "distill.variants.0 is 'LX': should be 'L', 'F' or 'LF'"),
+        ("fusion.alhpa", 0.5, "fusion.alhpa is not a parameter: did you mean alpha?"),
+        ("student.lr", "fast", "student.lr is 'fast': should be a valid number"),
+        ("dataset.classes", [], "dataset.classes is []"),
+        ("dataset.classes", ["one", "eleventy"], "dataset.classes has 'eleventy'"),
+        ("student.epochs", -3, "student.epochs is -3: should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_params_are_one_line(fresh: Path, key: str, value: object, said: str) -> None:
+    params = (fresh / "params.yaml").read_text()
+    edit(fresh, key, value)
+    result = stage(fresh, "stages.prepare")
+    (fresh / "params.yaml").write_text(params)
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert said in result.stderr
+    untracked = command(fresh, "git", "status", "--porcelain", "--ignored", "-uall").splitlines()
+    assert [line for line in untracked if "__pycache__" not in line] == []
+
+
+def test_killed_and_run_again_ends_the_same(tmp_path: Path, unbroken: dict[str, str]) -> None:
+    """SIGKILL during clip, cache and distill; each time `dvc repro` goes on and ends the same."""
+    folder = clone(tmp_path)
+    log = folder / "log"
+
+    def under_way(name: str) -> bool:
+        return (folder / ".resume" / name).exists()
+
+    moments = [
+        ("models/clip/seed0.safetensors", "clip.pt"),
+        ("cache/teacher/cache.json", "cache-teacher/progress.json"),
+        ("models/L/seed1.safetensors", "L-seed1.pt"),
+    ]
+    for output, sign in moments:
+        with open(log, "w") as file:
+            run = subprocess.Popen(
+                ["dvc", "repro"], cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
+            while not under_way(sign):
+                assert run.poll() is None, log.read_text()
+                time.sleep(0.001)
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        assert not (folder / output).exists(), f"{output} was done before the kill"
+    final = command(folder, "dvc", "repro")
+    assert "going on from .resume/L-seed1.pt" in final
+    assert students(folder) == unbroken
