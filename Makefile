@@ -13,7 +13,7 @@ test: .venv/installed
 
 # Are dvc.lock and metrics/ those of this code and these params? Needs no data.
 check: .venv/installed
-	dvc repro --dry --allow-missing | tee /dev/stderr | (! grep -q "^Running stage")
+	plan=$$(dvc repro --dry --allow-missing) && echo "$$plan" && ! echo "$$plan" | grep -q "^Running stage"
 
 .venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

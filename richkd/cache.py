@@ -6,7 +6,9 @@ teacher gives for the augmented image; nothing is approximated. `validation.npy`
 logits on the validation images as they are.
 """
 
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from richkd.views import Views
 
 TRAIN = "data/train.safetensors"
 TABLES = ("logits", "features")
+SAVE_EVERY = 5.0  # seconds; flushing takes a tenth of one
 
 
 class Table:
@@ -83,6 +86,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array on disk, with all its space taken: a full disk is an OSError now."""
+    table = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return table
+
+
 def build(
     folder: Path | str,
     model: nn.Module,
@@ -113,6 +125,7 @@ def build(
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     bar = tqdm(total=len(shards) * batch_size, initial=done * batch_size, desc=str(folder), unit="image")
+    saved = time.monotonic()
     for view, start in shards[done:]:
         ids = torch.arange(start, min(start + batch_size, len(data)), device=data.device)
         views = torch.full_like(ids, view_ids[view])
@@ -120,17 +133,18 @@ def build(
         for name, rows in zip(TABLES, outputs):
             if name not in tables:
                 shape = (len(view_ids), len(data), rows.shape[1])
-                tables[name] = np.lib.format.open_memmap(
-                    work / f"{name}.npy", "w+", np.float32, shape
-                )
+                tables[name] = _allocate(work / f"{name}.npy", shape)
             tables[name][view, start : start + len(rows)] = rows.cpu().numpy()
-            tables[name].flush()
         done += 1
-        write_json(progress_file, {"key": key, "done": done})
+        if time.monotonic() - saved >= SAVE_EVERY:
+            for table in tables.values():
+                table.flush()
+            write_json(progress_file, {"key": key, "done": done})
+            saved = time.monotonic()
         bar.update(batch_size)
     bar.close()
     tables.clear()
-    progress_file.unlink()
+    progress_file.unlink(missing_ok=True)
     logits, features = predict(model, validation, batch_size, precision)
     np.save(work / "validation.npy", logits.cpu().numpy())
     write_json(work / "cache.json", made_from)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from richkd.engine import autocast
+from richkd.errors import InputError
 from richkd.models import ModelOutput
 from richkd.params import ClipModel, ClipTraining
 from richkd.resume import Checkpoint
@@ -73,8 +74,9 @@ features (N, D)). `classifier` is the unit class embeddings (C, D); mean and std
 
     def forward(self, pixels: Tensor) -> ModelOutput:
         images = preprocess(pixels, self.config.image_size, self.mean, self.std)
-        features = self.clip.encode_image(images, normalize=True)
-        return ModelOutput(self.scale * features @ self.classifier.T, features)
+        features = self.clip.encode_image(images, normalize=True).float()
+        with torch.autocast(pixels.device.type, enabled=False):  # 16 bits would round the logits
+            return ModelOutput(self.scale * features @ self.classifier.T, features)
 
 
 def class_embeddings(
@@ -129,7 +131,7 @@ def fit(
         clip.parameters(), training.lr, weight_decay=training.weight_decay, fused=True
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.lr, total_steps=training.steps
+        optimizer, training.lr, training.steps, cycle_momentum=False
     )
     contrastive = open_clip.ClipLoss()
     parts = {"model": clip, "optimizer": optimizer, "scheduler": scheduler}
@@ -162,6 +164,8 @@ def fit(
         if done % CHECKPOINT_EVERY == 0 or done == training.steps:
             steps = done - (history[-1]["step"] if history else 0)
             history.append({"step": done, "loss": (total / steps).item()})
+            if not math.isfinite(history[-1]["loss"]):
+                raise InputError(f"clip: the loss is {history[-1]['loss']} at step {done}: lower lr")
             progress.set_postfix(loss=f"{history[-1]['loss']:.3f}")
             total.zero_()
             states = {name: part.state_dict() for name, part in parts.items()}

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from richkd.errors import InputError
 from richkd.files import read_json, replacing, write_json
 
 
@@ -33,7 +35,11 @@ def save_split(path: Path | str, split: Split) -> None:
 
 
 def load_split(path: Path | str) -> Split:
-    return Split(**load_file(path))
+    """InputError where the file is not whole."""
+    try:
+        return Split(**load_file(path))
+    except SafetensorError as error:
+        raise InputError(f"{path} is not whole: {error}") from None
 
 
 def save_info(path: Path | str, info: Info) -> None:

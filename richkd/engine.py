@@ -168,4 +168,5 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) 
     """Stepped once a batch; `steps` batches an epoch."""
     if training.schedule == "step":
         return MultiStepLR(optimizer, [epoch * steps for epoch in training.milestones])
-    return OneCycleLR(optimizer, training.lr, epochs=training.epochs, steps_per_epoch=steps)
+    total = training.epochs * steps
+    return OneCycleLR(optimizer, training.lr, total, cycle_momentum=False)

@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+
+from richkd.errors import InputError
 
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; moves it to `path` if the block ends well."""
+    """Yields a path beside `path` to write to; moves it to `path` if the block ends well.
+
+    Raises InputError where it cannot be written, and leaves nothing behind.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
         os.replace(part, path)
+    # What a full disk raises depends on who writes: torch says RuntimeError.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path} could not be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 

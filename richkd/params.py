@@ -11,12 +11,14 @@ from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from string import Formatter
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from richkd import corruptions, models
 from richkd.errors import InputError
@@ -30,6 +32,7 @@ section = partial(
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -45,7 +48,11 @@ def _distinct(values: tuple) -> tuple:
 
 
 def _template(text: str) -> str:
-    if text.count("{}") != 1:
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(text) if field is not None]
+    except ValueError:  # a lone brace
+        fields = []
+    if fields != [""]:
         raise ValueError("must hold {} once, where the class name goes")
     return text
 
@@ -68,7 +75,7 @@ class Dataset:
     validation_images: Count
     test_images: Count
     captioned_images: Count  # what CLIP is trained on, composed of the training scans
-    seed: Whole
+    seed: Seed
 
 
 @section
@@ -103,7 +110,7 @@ class Training:
 
 @section
 class Teacher(Training):
-    seed: Whole
+    seed: Seed
 
 
 @section
@@ -129,7 +136,7 @@ class ClipTraining:
     batch_size: Annotated[int, Field(ge=2)]
     lr: Positive
     weight_decay: Weight
-    seed: Whole
+    seed: Seed
 
 
 @section
@@ -179,7 +186,7 @@ class BaselineParams:
 @section
 class Distill:
     variants: _list_of(Variant)
-    seeds: _list_of(Whole)  # one student each, for the baselines too
+    seeds: _list_of(Seed)  # one student each, for the baselines too
     temperature: Positive
     ce_weight: Weight
     logit_weight: Weight
@@ -190,7 +197,7 @@ class Distill:
 class Corruptions:
     names: _list_of(Corruption)
     severities: _list_of(Annotated[int, Field(ge=1, le=5)])
-    seed: Whole
+    seed: Seed
 
 
 @section
@@ -231,6 +238,12 @@ class Params:
             late = [epoch for epoch in training.milestones if epoch >= training.epochs]
             if training.schedule == "step" and late:
                 raise InputError(f"{key}.milestones is {late}: must be below {training.epochs} epochs")
+        clip = self.clip.model
+        if clip.text_width % clip.text_heads:
+            width = clip.text_width
+            raise InputError(
+                f"clip.model.text_heads is {clip.text_heads}: must divide text_width, {width}"
+            )
         trained = ["teacher", "clip", *self.baseline.variants, *self.distill.variants]
         if set(trained) != set(self.evaluate.models):
             raise InputError(
@@ -246,10 +259,11 @@ def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
     Raises InputError naming the key, its value and what is allowed.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        # YAML 1.2, as DVC writes it: 1e-05 is a number, and no key may stand twice.
+        raw = YAML(typ="safe", pure=True).load(Path(path).read_text()) or {}
         # JSON, since strict checks then take a list for a tuple, and nothing else for it.
         params = TypeAdapter(Params).validate_json(json.dumps(raw))
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+    except (YAMLError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error.errors())}") from None
@@ -273,6 +287,10 @@ def to_dict(chosen: Any) -> Any:
 def _explain(errors: list[dict[str, Any]]) -> str:
     """One line of pydantic's errors, of the first wrong key: its value and what is allowed."""
     error = errors[0]
+    # A key that takes either of two kinds has an error for each: the deepest knows the value best.
+    for other in errors:
+        if _location(other)[: len(_location(error))] == _location(error):
+            error = max(error, other, key=lambda e: len(_location(e)))
     location = _location(error)
     key = ".".join(location)
     if error["type"] == "unexpected_keyword_argument":
@@ -282,18 +300,25 @@ def _explain(errors: list[dict[str, Any]]) -> str:
         return f"{key} is not a parameter: {hint}allowed are {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{key} is missing"
+    if not key:  # a check across sections names its keys itself
+        return str(error.get("ctx", {}).get("error", error["msg"]))
+    same = [_message(other) for other in errors if _location(other) == location]
+    return f"{key} is {error['input']!r}: {' or '.join(same)}"
+
+
+def _message(error: dict[str, Any]) -> str:
     if error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        # A check across sections names its keys itself.
-        return f"{key} is {error['input']!r}: {message}" if key else message
-    # A key that takes either of two kinds has an error for each.
-    choices = [other["msg"].removeprefix("Input ") for other in errors if _location(other) == location]
-    return f"{key} is {error['input']!r}: {' or '.join(choices)}"
+        return str(error["ctx"]["error"])
+    return error["msg"].removeprefix("Input ").removeprefix("Tuple ")
 
 
 def _location(error: dict[str, Any]) -> list[str]:
     """The keys down to the value, without pydantic's names for the branches of a union."""
-    return [str(part) for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
+    parts = [str(part) for part in error["loc"]]
+    kept = [part for part in parts if part.isidentifier() or part.isdigit()]
+    if error["type"] == "unexpected_keyword_argument" and kept[-1:] != parts[-1:]:
+        kept.append(parts[-1])  # a wrong key may look like anything
+    return kept
 
 
 def _keys_of(location: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ COLORS = {
     "LF": "#d55e00",
 }
 TERM_COLORS = {"ce": COLORS["ce"], "kd": COLORS["kd"], "crd": COLORS["F"]}
-PARTS = ("teacher", "clip")
+LEAST = 10  # images that make a bin of a reliability diagram worth drawing
 STYLE = {
     "svg.hashsalt": "richkd",
     "font.size": 8,
@@ -43,24 +43,28 @@ STYLE = {
 
 @matplotlib.rc_context(STYLE)
 def fusion_curve(
-    curve: pd.DataFrame, column: str, alpha: float, parts: Mapping[str, float], label: str
+    curve: pd.DataFrame, column: str, alpha: float, values: Mapping[str, float], label: str
 ) -> bytes:
-    """SVG of one column of `curve` over its `alpha`; lines for the parts, a dot at `alpha`."""
+    """SVG of one column of `curve` over its `alpha`.
+
+    `values` has the column's value for each of teacher and clip, drawn as lines, and for fused,
+    the dot at `alpha`.
+    """
     figure, axes = _figure(3.5, 2.5)
-    _fusion_curve(axes, curve, column, alpha, parts)
+    _fusion_curve(axes, curve, column, alpha, values)
     axes.set_ylabel(label)
     return _svg(figure)
 
 
 @matplotlib.rc_context(STYLE)
-def training(curves: pd.DataFrame) -> bytes:
+def training(curves: pd.DataFrame, color: str) -> bytes:
     """SVG of validation accuracy and loss terms over epochs: thin a seed, thick their mean."""
     figure = Figure(figsize=(3.5, 3.6))
     top, bottom = figure.subplots(2, sharex=True)
-    figure.subplots_adjust(left=0.15, right=0.97, top=0.97, bottom=0.12, hspace=0.12)
+    figure.subplots_adjust(left=0.17, right=0.97, top=0.97, bottom=0.12, hspace=0.12)
     # Validation runs every few epochs; the others have no value.
     validation = curves.dropna(subset="validation_accuracy")
-    _seeds_and_mean(top, validation, "validation_accuracy", "#0072b2", 100)
+    _seeds_and_mean(top, validation, "validation_accuracy", color, 100)
     top.set(ylim=(0, 101), ylabel="validation accuracy, %")
     for term in (name for name in TERM_COLORS if name in curves):
         _seeds_and_mean(bottom, curves, term, TERM_COLORS[term])
@@ -69,23 +73,24 @@ def training(curves: pd.DataFrame) -> bytes:
     return _svg(figure)
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(STYLE | {"font.size": 10})  # shown small
 def reliability(curves: pd.DataFrame, color: str) -> bytes:
-    """SVG of accuracy against confidence, clean and corrupted; the runs' bins are pooled."""
+    """SVG of accuracy against confidence: clean solid, corrupted dashed.
+
+    The runs' bins are pooled; those of fewer than LEAST images are left out, as noise.
+    """
     figure, axes = _figure(2.4, 2.4)
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     looks = {"clean": ("-", color), "corrupted": ("--", "white")}
     for data, (line, fill) in looks.items():
         bins = pooled(curves[curves.data == data])
+        bins = bins[bins["count"] >= LEAST]
         axes.plot(bins.confidence, bins.accuracy, line, color=color, linewidth=1.2)
-        # Area follows the share of images: the small ones are noisy.
         sizes = 4 + 60 * bins["count"] / bins["count"].sum()
         axes.scatter(bins.confidence, bins.accuracy, sizes, fill, edgecolors=color, zorder=3)
-        axes.plot([], [], line, marker="o", color=color, markerfacecolor=fill, label=data)
     ticks = [0, 0.5, 1]
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xticks=ticks, yticks=ticks)
     axes.set(xlabel="confidence", ylabel="accuracy")
-    axes.legend(loc="upper left", handlelength=2.5)
     return _svg(figure)
 
 
@@ -96,22 +101,23 @@ def pooled(curves: pd.DataFrame) -> pd.DataFrame:
     return bins[["confidence", "accuracy"]].div(bins["count"], axis=0).join(bins["count"])
 
 
-@matplotlib.rc_context(STYLE | {"font.size": 9})
+@matplotlib.rc_context(STYLE | {"font.size": 9, "axes.titlesize": 10})
 def overview(
     curve: pd.DataFrame,
     alpha: float,
-    parts: Mapping[str, float],
+    values: Mapping[str, float],
     runs: Mapping[str, Sequence[float]],
     labels: Mapping[str, str],
 ) -> bytes:
     """PNG, 1600 x 600: the fused teacher's validation accuracy over alpha, and test accuracies.
 
-    `runs` has each model's test accuracies, one a seed.
+    `values` has the validation accuracies of teacher, clip and fused, `runs` each model's test
+    accuracies, one a seed, and `labels` its name.
     """
     figure = Figure(figsize=(8, 3), dpi=200)
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.075, right=0.985, top=0.9, bottom=0.16, wspace=0.28)
-    _fusion_curve(left, curve, "accuracy", alpha, parts)
+    _fusion_curve(left, curve, "accuracy", alpha, values)
     left.set(ylabel="%", title="Fused teacher, validation accuracy")
     for place, (model, values) in enumerate(runs.items()):
         percents, color = 100 * np.array(values), COLORS[model]
@@ -124,8 +130,9 @@ def overview(
     right.set_yticks(range(len(runs)), [labels[model] for model in runs])
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
-    right.set(xlabel="%", title="Test accuracy, mean and standard deviation over seeds")
-    right.title.set_horizontalalignment("center")
+    several = any(len(values) > 1 for values in runs.values())
+    title = "Test accuracy" + (", mean ± sd and each seed" if several else "")
+    right.set(xlabel="%", title=title)
     return _save(figure, "png", {"Software": None})
 
 
@@ -140,25 +147,22 @@ def shade(value: float, low: float, high: float, colormap: str) -> str:
     return f"background:{to_hex(color)};color:{text}"
 
 
-def _fusion_curve(axes, curve, column, alpha, parts):
+def _fusion_curve(axes, curve, column, alpha, values):
     scale = 1 if column == "nll" else 100
     curve = curve.sort_values("alpha")
-    places = {"teacher": (0.01, "left"), "clip": (0.99, "right")}
-    for name in PARTS:
-        axes.axhline(scale * parts[name], color=COLORS[name], linestyle="--", linewidth=1)
-        # Written at the end where the curve is far away: it meets each part at its own.
-        x, side = places[name]
-        text = "CLIP" if name == "clip" else "teacher"
+    # Written at the end where the curve is far away: it meets each part at the other end.
+    ends = [("teacher", "teacher", 0.01, "left"), ("clip", "CLIP", 0.99, "right")]
+    for name, text, x, side in ends:
+        axes.axhline(scale * values[name], color=COLORS[name], linestyle="--", linewidth=1)
         axes.annotate(
-            text, (x, scale * parts[name]), (0, 2), textcoords="offset points",
-            ha=side, va="bottom", color=COLORS[name], fontsize=7,
+            text, (x, scale * values[name]), (0, 2), textcoords="offset points",
+            ha=side, va="bottom", color="#333333", fontsize=7,
         )  # fmt: skip
     color = COLORS["fused"]
     axes.plot(curve.alpha, scale * curve[column], ".-", color=color, linewidth=1.5)
-    # The chosen alpha need not be on the grid.
-    chosen = scale * np.interp(alpha, curve.alpha, curve[column])
     axes.axvline(alpha, color=color, linestyle=":", linewidth=1)
-    axes.plot([alpha], [chosen], "o", color=color, markersize=7, label=f"fused, α = {alpha:g}")
+    chosen = f"fused, α = {alpha:g}"
+    axes.plot([alpha], [scale * values["fused"]], "o", color=color, markersize=7, label=chosen)
     axes.set(xlim=(-0.03, 1.03), xlabel="α (0 is CLIP alone, 1 the teacher alone)")
     axes.margins(y=0.12)
     axes.legend(loc="best", handlelength=1)
@@ -175,7 +179,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """One pair of axes; margins in inches, so that labels fit at every size."""
     figure = Figure(figsize=(width, height))
     figure.subplots_adjust(
-        left=0.5 / width, right=1 - 0.1 / width, top=1 - 0.1 / height, bottom=0.42 / height
+        left=0.6 / width, right=1 - 0.1 / width, top=1 - 0.1 / height, bottom=0.5 / height
     )
     return figure, figure.add_subplot()
 

@@ -45,13 +45,14 @@ def train_seeds(
     seeds: Sequence[int],
     make_objective: Callable[[nn.Module], nn.Module],
     params: Any,
-    inputs: Sequence[Path | str] = (),
+    inputs: Sequence[Path | str],
 ) -> None:
     """Train `training.arch` once a seed under the objective that `make_objective(model)` gives.
 
     Writes `models/<name>/seed<n>.safetensors` and `.json`, `metrics/train/<name>.json` and the
-    curves, `metrics/curves/<name>.csv`. `params` and the files `inputs`, with the data, are what
-    the result follows from: a run killed before goes on only where they are the same.
+    curves, `metrics/curves/<name>.csv`. `params` and the files `inputs`, the calling script among
+    them, with the data are what the result follows from: a run killed before goes on only where
+    they are the same.
     """
     recorded = to_dict(params)
     key = resume.key([name, recorded], [*DATA, *inputs])

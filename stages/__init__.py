@@ -6,9 +6,16 @@ from collections.abc import Callable
 from richkd.errors import InputError
 
 
-def run(main: Callable[..., None]) -> None:
-    """Run a stage with the words of the command line; bad input is one line and exit code 1."""
+def run(main: Callable[..., None], *choices: str) -> None:
+    """Run a stage, with the one of `choices` that the command line names if there are any.
+
+    Bad input is one line and exit code 1.
+    """
+    words = sys.argv[1:]
     try:
-        main(*sys.argv[1:])
+        if len(words) != bool(choices) or not set(words) <= set(choices):
+            allowed = f"name one of {', '.join(choices)}" if choices else "takes no word"
+            raise InputError(f"called with {' '.join(words) or 'nothing'}: {allowed}")
+        main(*words)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")

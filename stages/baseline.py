@@ -12,14 +12,14 @@ def main(variant: str) -> None:
         "student", "baseline", "distill.seeds", "views", "runtime", "cache.teacher"
     )
     data = TrainingData(p.views, p.runtime)
-    objective, inputs = Objective(), []
+    objective, inputs = Objective(), [__file__]
     if variant == "kd":
         teacher = cache.of("teacher", data.views, p.cache.teacher, data.device)
         term = LogitDistillation(teacher.logits, p.baseline.temperature)
         objective = Objective(p.baseline.ce_weight, kd=(p.baseline.logit_weight, term))
-        inputs = ["cache/teacher/cache.json"]
+        inputs.append("cache/teacher/cache.json")
     train_seeds(variant, data, p.student, p.distill.seeds, lambda student: objective, p, inputs)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "ce", "kd")

@@ -61,4 +61,4 @@ def single_prompts(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "teacher", "clip")

@@ -60,4 +60,4 @@ def measure(probabilities: np.ndarray, labels: np.ndarray, p: Calibration) -> di
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "teacher", "clip", "fused", "ce", "kd", "L", "F", "LF")

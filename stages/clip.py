@@ -17,7 +17,7 @@ def main() -> None:
     torch.manual_seed(p.clip.training.seed)
     model = clip.create(p.clip.model).to(device)
     trained = params.to_dict([p.clip.model, p.clip.training, p.runtime])
-    checkpoint = resume.Checkpoint("clip", resume.key(trained, DATA))
+    checkpoint = resume.Checkpoint("clip", resume.key(trained, [*DATA, __file__]))
     history = clip.fit(
         model,
         p.clip.model,

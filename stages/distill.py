@@ -35,9 +35,9 @@ def main(variant: str) -> None:
             terms["crd"] = (p.distill.feature_weight, term)
         return Objective(p.distill.ce_weight, **terms)
 
-    inputs = ["cache/teacher/cache.json", "cache/clip/cache.json"]
+    inputs = [__file__, "cache/teacher/cache.json", "cache/clip/cache.json"]
     train_seeds(variant, data, p.student, p.distill.seeds, objective, p, inputs)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "L", "F", "LF")

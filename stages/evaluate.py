@@ -40,4 +40,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "teacher", "clip", "ce", "kd", "L", "F", "LF")

@@ -22,6 +22,9 @@ def main() -> None:
         "test": dataset.test_images,
         "captioned": dataset.captioned_images,
     }
+    for name, count in counts.items():
+        if count < len(classes):
+            raise InputError(f"dataset has {count} {name} images: at least {len(classes)}, one a class")
     pools = digits.pools(dataset.seed)
     pools["captioned"] = pools["train"]
     for stream, (name, count) in enumerate(counts.items(), start=1):

@@ -9,7 +9,7 @@ from stages import run
 def main() -> None:
     p = params.load("teacher", "views", "runtime")
     data = TrainingData(p.views, p.runtime)
-    train_seeds("teacher", data, p.teacher, [p.teacher.seed], lambda model: Objective(), p)
+    train_seeds("teacher", data, p.teacher, [p.teacher.seed], lambda model: Objective(), p, [__file__])
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_everything_is_there(reproduced: Path, unbroken: dict[str, str]) -> None
     assert (reproduced / "report/index.html").stat().st_size > 10_000
     record = json.loads((reproduced / "models/LF/seed1.json").read_text())
     assert record["seed"] == 1
-    assert record["params"]["fusion"] == {"alpha": 0.5, "lam": 0.5}
+    assert record["params"]["fusion"] == {"alpha": 0.4, "lam": 0.4}
     assert {"versions", "device", "data", "metrics"} <= set(record)
     assert not list((reproduced / ".resume").iterdir())
 
@@ -176,6 +176,7 @@ def test_a_cache_of_other_inputs_is_refused(
         ("student.lr", "fast", "student.lr is 'fast': should be a valid number"),
         ("dataset.classes", [], "dataset.classes is []"),
         ("dataset.classes", ["one", "eleventy"], "dataset.classes has 'eleventy'"),
+        ("dataset.test_images", 5, "dataset has 5 test images: at least 6, one a class"),
         ("student.epochs", -3, "student.epochs is -3: should be greater than or equal to 1"),
     ],
 )
@@ -191,6 +192,21 @@ def test_wrong_params_are_one_line(fresh: Path, key: str, value: object, said: s
     assert [line for line in untracked if "__pycache__" not in line] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stages.calibrate", "LX"], "error: called with LX: name one of teacher, clip, fused"),
+        (["stages.calibrate"], "error: called with nothing: name one of teacher, clip, fused"),
+        (["stages.prepare", "now"], "error: called with now: takes no word"),
+    ],
+)
+def test_wrong_words_are_one_line(fresh: Path, words: list[str], said: str) -> None:
+    result = stage(fresh, *words)
+    assert result.returncode == 1
+    assert result.stderr.startswith(said)
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_killed_and_run_again_ends_the_same(tmp_path: Path, unbroken: dict[str, str]) -> None:
     """SIGKILL during clip, cache and distill; each time `dvc repro` goes on and ends the same."""
     folder = clone(tmp_path)
@@ -201,7 +217,7 @@ def test_killed_and_run_again_ends_the_same(tmp_path: Path, unbroken: dict[str, 
 
     moments = [
         ("models/clip/seed0.safetensors", "clip.pt"),
-        ("cache/teacher/cache.json", "cache-teacher/progress.json"),
+        ("cache/teacher/cache.json", "cache-teacher/logits.npy"),
         ("models/L/seed1.safetensors", "L-seed1.pt"),
     ]
     for output, sign in moments:

@@ -1,0 +1,421 @@
+"""One experiment's results: a summary for `dvc metrics diff`, and a page to read.
+
+Reads what the other stages wrote, below the working directory; numpy and pandas only. Models come
+in the order teacher, clip, fused, then the students; those of no longer wanted variants may lie
+around and are never looked at.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from scipy.special import softmax
+
+from richkd import plots
+from richkd.dataset import Split, load_info, load_split
+from richkd.files import read_json
+
+TEACHERS = ("teacher", "clip", "fused")
+LABELS = {"clip": "CLIP"}
+EXPLAINED = {
+    "teacher": "the conventional classifier",
+    "clip": "zero-shot from class names",
+    "fused": "logits of both, mixed",
+    "ce": "labels alone",
+    "kd": "labels, the teacher’s logits",
+    "L": "labels, fused logits",
+    "F": "labels, fused features",
+    "LF": "labels, fused logits and features",
+}
+COLUMNS = {  # metric: heading, scale, decimals, whether more is better
+    "top1": ("top-1, %", 100, 1, True),
+    "top5": ("top-5, %", 100, 1, True),
+    "corrupted_top1": ("corrupted top-1, %", 100, 1, True),
+    "ece": ("ECE, %", 100, 1, False),
+    "nll": ("NLL, nats", 1, 3, False),
+    "confident_wrong": ("confident and wrong, %", 100, 1, False),
+}
+QUADRANTS = ("confident_correct", "confident_wrong", "unsure_correct", "unsure_wrong")
+Summary = dict[str, dict[str, float]]
+
+
+class Example(NamedTuple):
+    """A test image by its index, why it was chosen, and how many there are of its kind."""
+
+    index: int
+    kind: str
+    count: int
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def summarize(models: Sequence[str]) -> Summary:
+    """`{model: {metric: number}}`: means over seeds, and `<metric>_sd` where there are several.
+
+    Accuracy on validation images, everything else on test images; calibration as in
+    `metrics/calibrate`.
+    """
+    return {model: _flat(_figures(model)) for model in models}
+
+
+def _figures(model: str) -> dict[str, dict[str, float]]:
+    """Metrics of `model` in the shape of `richkd.metrics.summarize`."""
+    calibration = read_json(f"metrics/calibrate/{model}.json")
+    clean, corrupted = calibration["clean"], calibration["corrupted"]
+    if model == "fused":
+        validation = {"mean": read_json("metrics/fusion.json")["fused"]["accuracy"]}
+    elif model == "clip":
+        validation = {"mean": read_json("metrics/cache/clip.json")["validation_accuracy"]}
+    else:
+        validation = read_json(f"metrics/train/{model}.json")["validation_accuracy"]
+    return {
+        "validation_accuracy": validation,
+        **read_json(f"metrics/evaluate/{model}.json"),
+        **{key: clean[key] for key in ("ece", "ece_tempered", "nll", "confident_wrong")},
+        "corrupted_ece": corrupted["ece"],
+        "corrupted_ece_tempered": corrupted["ece_tempered"],
+        "corrupted_confident_wrong": corrupted["confident_wrong"],
+    }
+
+
+def _flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
+    flat = {}
+    for metric, values in figures.items():
+        flat[metric] = values["mean"]
+        if "sd" in values:
+            flat[f"{metric}_sd"] = values["sd"]
+    return flat
+
+
+def accuracies(models: Sequence[str]) -> dict[str, list[float]]:
+    """Clean top-1 accuracies of each model's runs."""
+    found = {}
+    for model in models:
+        values = read_json(f"metrics/evaluate/{model}.json")["top1"]
+        found[model] = [value for key, value in values.items() if key.startswith("run")]
+    return found
+
+
+def table(summary: Summary, runs: dict[str, list[float]]) -> pd.DataFrame:
+    """One row a model: model, runs, and every metric of the summary; no sd is an empty cell."""
+    rows = pd.DataFrame(summary).T
+    metrics = [name for name in rows if not name.endswith("_sd")]
+    rows = rows.reindex(columns=[name for x in metrics for name in (x, f"{x}_sd")])
+    rows.insert(0, "runs", [len(runs[model]) for model in rows.index])
+    return rows.rename_axis("model").reset_index()
+
+
+# --- sentences ----------------------------------------------------------------------------------
+
+
+def findings(
+    summary: Summary, baselines: Sequence[str], distilled: Sequence[str], test_images: int
+) -> list[str]:
+    """What the numbers say, whichever way they fall; accuracies on test images."""
+    reference = "kd" if "kd" in baselines else baselines[0]
+    sentences = [_comparison(summary, variant, reference) for variant in distilled]
+    sentences.append(_fused_and_parts(summary))
+    best = best_student(summary, [*baselines, *distilled], "top1")
+    if "ce" in baselines:
+        behind = 100 * (summary[best]["top1"] - summary["ce"]["top1"])
+        sentences.append(
+            f"The best student on clean images is {best}; ce, trained on labels alone, is "
+            f"{behind:.1f} points below it."
+            if behind > 0
+            else "No student is above ce, trained on labels alone, on clean images."
+        )
+    accuracy = summary[best]["top1"]
+    error = 100 * (accuracy * (1 - accuracy) / test_images) ** 0.5
+    sentences.append(
+        f"The spread over seeds says nothing about the choice of test images: with {test_images:,} "
+        f"of them, the standard error of the best student’s clean accuracy is {error:.1f} points."
+    )
+    return sentences
+
+
+def _comparison(summary: Summary, variant: str, reference: str) -> str:
+    parts = []
+    for metric, where in (("top1", "clean"), ("corrupted_top1", "corrupted")):
+        a, b = summary[variant], summary[reference]
+        difference = 100 * (a[metric] - b[metric])
+        part = f"{signed(difference)} points on {where} images"
+        if f"{metric}_sd" in a:
+            sd = 100 * max(a[f"{metric}_sd"], b[f"{metric}_sd"])
+            verdict = "more than one sd" if abs(difference) > sd else "within one sd"
+            part += f" ({verdict}: the larger of the two is {sd:.1f})"
+        parts.append(part)
+    alone = "" if "top1_sd" in summary[variant] else "; one seed, so no spread to hold this against"
+    return f"{variant} against {reference}: {', '.join(parts)}{alone}."
+
+
+def _fused_and_parts(summary: Summary) -> str:
+    parts = []
+    for metric, where in (("top1", "clean"), ("corrupted_top1", "corrupted")):
+        teacher, clip, fused = (100 * summary[model][metric] for model in TEACHERS)
+        if fused > max(teacher, clip):
+            verdict = "above both its parts"
+        elif fused >= min(teacher, clip):
+            verdict = "not above the better of its parts"
+        else:
+            verdict = "below both its parts"
+        parts.append(
+            f"{verdict} on {where} images ({fused:.1f} % against {teacher:.1f} % of the teacher "
+            f"and {clip:.1f} % of CLIP)"
+        )
+    return f"The fused teacher is {parts[0]} and {parts[1]}."
+
+
+def best_student(summary: Summary, students: Sequence[str], metric: str) -> str:
+    """The student of the largest mean; the first of equals."""
+    return max(students, key=lambda student: summary[student][metric])
+
+
+def signed(value: float, decimals: int = 1) -> str:
+    # Adding 0 takes the sign off a zero that rounding left negative.
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
+
+
+def spread(values: dict[str, float], metric: str) -> str:
+    """A mean, with its standard deviation where it has one, as the tables show it."""
+    _, scale, decimals, _ = COLUMNS[metric]
+    text = f"{scale * values[metric]:.{decimals}f}"
+    if f"{metric}_sd" in values:
+        text += f" ± {scale * values[f'{metric}_sd']:.{decimals}f}"
+    return text
+
+
+# --- examples -----------------------------------------------------------------------------------
+
+
+def choose_examples(correct: dict[str, np.ndarray], best: str, reference: str) -> list[Example]:
+    """The first test image of each kind of agreement or disagreement that occurs, none twice.
+
+    `correct` has for each model whether it is right, (N,) bool. Kinds come in pairs, for and
+    against: which model gains is not what chooses.
+    """
+    teacher, clip, fused = (correct[model] for model in TEACHERS)
+    everyone = np.stack(list(correct.values()))
+    kinds = {
+        "Every model is right": everyone.all(0),
+        "Every model is wrong": ~everyone.any(0),
+        "The teacher is wrong, the fused teacher right": ~teacher & fused,
+        "CLIP is wrong, the fused teacher right": ~clip & fused,
+        "One part is right, the fused teacher wrong": (teacher | clip) & ~fused,
+        f"The fused teacher is right, {best} wrong": fused & ~correct[best],
+        f"{reference} is wrong, {best} right": ~correct[reference] & correct[best],
+        f"{reference} is right, {best} wrong": correct[reference] & ~correct[best],
+    }
+    chosen = []
+    for kind, held in kinds.items():
+        taken = {example.index for example in chosen}
+        free = [index for index in np.flatnonzero(held) if index not in taken]
+        if free:
+            chosen.append(Example(int(free[0]), kind, int(held.sum())))
+    return chosen
+
+
+def _examples(
+    models: Sequence[str], best: str, reference: str, test: Split, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    # The first seed's: an example shows one model's answer, not a mean.
+    logits = {model: np.load(f"predictions/{model}/test.npy", mmap_mode="r")[0] for model in models}
+    answers = {model: scores.argmax(1) for model, scores in logits.items()}
+    correct = {model: answer == test.labels for model, answer in answers.items()}
+    cards = []
+    for index, kind, count in choose_examples(correct, best, reference):
+        rows = []
+        for model in models:
+            confidence = softmax(logits[model][index].astype(float)).max()
+            answer = classes[answers[model][index]]
+            rows.append((model, answer, bool(correct[model][index]), f"{100 * confidence:.0f} %"))
+        cards.append(
+            {
+                "image": png_uri(test.images[index]),
+                "index": index,
+                "truth": classes[test.labels[index]],
+                "kind": kind,
+                "count": count,
+                "rows": rows,
+            }
+        )
+    return cards
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def render(p: SimpleNamespace, summary: Summary, params_text: str) -> str:
+    """The whole page, self-contained HTML.
+
+    `p` has `dataset`, `teacher.arch`, `student.arch`, `fusion.alpha`, `fusion.lam`,
+    `baseline.variants`, `distill.variants`, `distill.seeds` and `calibration.threshold`.
+    """
+    models = list(summary)
+    baselines, distilled = p.baseline.variants, p.distill.variants
+    students = [*baselines, *distilled]
+    info, test = load_info("data/info.json"), load_split("data/test.safetensors")
+    # Named before the test images are looked at.
+    best = best_student(summary, distilled, "validation_accuracy")
+    reference = "kd" if "kd" in baselines else baselines[0]
+    fusion = read_json("metrics/fusion.json")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": lambda x: f"{100 * x:.1f}", "label": label}
+    return environment.get_template("report.html").render(
+        p=p,
+        info=info,
+        models=models,
+        students=students,
+        best=best,
+        reference=reference,
+        explained=EXPLAINED,
+        results=_results(summary, students),
+        columns=[(name, more) for name, _, _, more in COLUMNS.values()],
+        findings=findings(summary, baselines, distilled, len(test.labels)),
+        corrupted=_corrupted(models, best, reference),
+        fusion={name: fusion[name] for name in TEACHERS},
+        quadrants=QUADRANTS,
+        best_alpha=fusion["best_alpha"],
+        curves=_fusion_curves(fusion, p.fusion.alpha),
+        prompts=_prompts(),
+        trainings=_trainings(["teacher", *students], summary),
+        calibrations=_calibrations(summary),
+        examples=_examples(models, best, reference, test, info.classes),
+        provenance=_provenance(models),
+        test_images=len(test.labels),
+        least=plots.LEAST,
+        params_text=params_text,
+        other_alpha=0.7 if p.fusion.alpha != 0.7 else 0.5,
+    )
+
+
+def label(model: str) -> str:
+    return LABELS.get(model, model)
+
+
+def _results(summary: Summary, students: Sequence[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """A row a model: its cells, and whether each is the best student's."""
+    best = {}
+    for metric, (*_, more) in COLUMNS.items():
+        values = [summary[student][metric] for student in students]
+        best[metric] = max(values) if more else min(values)
+    return [
+        (
+            model,
+            [
+                (spread(values, metric), model in students and values[metric] == best[metric])
+                for metric in COLUMNS
+            ],
+        )
+        for model, values in summary.items()
+    ]
+
+
+def _corrupted(models: Sequence[str], best: str, reference: str) -> list[dict[str, Any]]:
+    """Tables of accuracy by corruption, coloured: all models, then three by severity."""
+    grids = {}
+    for model in models:
+        long = pd.read_csv(f"metrics/evaluate/{model}.csv")
+        grid = 100 * long.pivot(index="corruption", columns="severity", values="accuracy")
+        grids[model] = grid.loc[long.corruption.unique()]
+    means = pd.DataFrame({label(model): grid.mean(axis=1) for model, grid in grids.items()})
+    difference = grids[best] - grids[reference]
+    bound = max(difference.abs().to_numpy().max(), 1)
+    return [
+        _heat("All models, mean over severities, %", means),
+        _heat("The fused teacher by severity, %", grids["fused"]),
+        _heat(f"{best} by severity, %", grids[best]),
+        _heat(
+            f"{best} minus {reference} by severity, points",
+            difference, -bound, bound, "RdBu", lambda value: signed(value, 0),
+        ),
+    ]  # fmt: skip
+
+
+def _heat(caption, grid, low=0, high=100, colormap="cividis", text="{:.0f}".format):
+    rows = [
+        (name, [(text(value), plots.shade(value, low, high, colormap)) for value in row])
+        for name, row in zip(grid.index, grid.to_numpy(), strict=True)
+    ]
+    return {"caption": caption, "columns": list(grid.columns), "rows": rows}
+
+
+def _fusion_curves(fusion: dict[str, Any], alpha: float) -> list[tuple[str, str]]:
+    """Images of accuracy, likelihood and calibration over alpha, and what they show."""
+    curve = pd.read_csv("metrics/fusion/alpha.csv")
+    figures = []
+    columns = [("accuracy", "accuracy", "%"), ("nll", "NLL", "nats"), ("ece", "ECE", "%")]
+    for column, name, unit in columns:
+        values = {model: fusion[model][column] for model in TEACHERS}
+        scale, decimals = (1, 3) if column == "nll" else (100, 1)
+        said = ", ".join(f"{label(m)} {scale * x:.{decimals}f}" for m, x in values.items())
+        svg = plots.fusion_curve(curve, column, alpha, values, f"{name}, {unit}")
+        text = f"Validation {name} of the fused teacher over α, in {unit}: {said} at α = {alpha:g}."
+        figures.append((svg_uri(svg), text))
+    return figures
+
+
+def _prompts() -> dict[str, Any]:
+    found = read_json("metrics/cache/clip.json")
+    single = dict(found["single_prompt_accuracy"])
+    mean, together = single.pop("mean"), found["validation_accuracy"]
+    gain = signed(100 * (together - mean))
+    return {"single": single, "mean": mean, "together": together, "gain": gain}
+
+
+def _trainings(models: Sequence[str], summary: Summary) -> list[tuple[str, str, str]]:
+    figures = []
+    for model in models:
+        svg = plots.training(pd.read_csv(f"metrics/curves/{model}.csv"), plots.COLORS[model])
+        sd = summary[model].get("validation_accuracy_sd")
+        last = f"{100 * summary[model]['validation_accuracy']:.1f}"
+        figures.append((model, svg_uri(svg), last if sd is None else f"{last} ± {100 * sd:.1f}"))
+    return figures
+
+
+def _calibrations(summary: Summary) -> list[tuple[str, str, dict[str, float]]]:
+    figures = []
+    for model, values in summary.items():
+        curves = pd.read_csv(f"metrics/calibrate/{model}.csv")
+        figures.append((model, svg_uri(plots.reliability(curves, plots.COLORS[model])), values))
+    return figures
+
+
+def _provenance(models: Sequence[str]) -> dict[str, Any]:
+    """Where each model was trained, with which seeds, and the versions that all of them name."""
+    rows, versions = [], []
+    for model in models:
+        records = [read_json(path) for path in sorted(Path("models", model).glob("seed*.json"))]
+        if not records:
+            continue  # the fused teacher is made of the other two
+        machines = {f"{record['device']}, {record['threads']} threads" for record in records}
+        seeds = ", ".join(str(seed) for seed in sorted(record["seed"] for record in records))
+        rows.append((model, seeds, "; ".join(sorted(machines))))
+        said = [", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records]
+        versions += [line for line in said if line not in versions]
+    return {"rows": rows, "versions": list(dict.fromkeys(versions))}
+
+
+def svg_uri(svg: bytes) -> str:
+    # An image, not an element of the page: ids of two SVGs never meet, and it has an alt text.
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def png_uri(image: np.ndarray) -> str:
+    """Of uint8 (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,36 @@
+"""All results on one page, and in one file for `dvc metrics diff`."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from richkd import params, plots, report
+from richkd.files import read_json, replacing, write_json
+from stages import run
+
+
+def main() -> None:
+    p = params.load(
+        "dataset", "teacher.arch", "student.arch", "fusion.alpha", "fusion.lam",
+        "baseline.variants", "distill.variants", "distill.seeds", "calibration.threshold",
+    )  # fmt: skip
+    models = [*report.TEACHERS, *p.baseline.variants, *p.distill.variants]
+    summary, runs = report.summarize(models), report.accuracies(models)
+    page = report.render(p, summary, Path("params.yaml").read_text())
+    fusion, curve = read_json("metrics/fusion.json"), pd.read_csv("metrics/fusion/alpha.csv")
+    validation = {model: fusion[model]["accuracy"] for model in report.TEACHERS}
+    labels = {model: report.label(model) for model in models}
+    picture = plots.overview(curve, p.fusion.alpha, validation, runs, labels)
+
+    write_json("metrics/summary.json", summary)
+    with replacing("metrics/summary.csv") as part:
+        report.table(summary, runs).to_csv(part, index=False)
+    with replacing("report/index.html") as part:
+        part.write_text(page)
+    with replacing("report/results.png") as part:
+        part.write_bytes(picture)
+    print("report/index.html, report/results.png, metrics/summary.json, metrics/summary.csv")
+
+
+if __name__ == "__main__":
+    run(main)

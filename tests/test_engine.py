@@ -1,0 +1,328 @@
+"""Training and inference: what they compute, and that a killed run ends where the unbroken does."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from richkd import models, resume
+from richkd.cache import Table
+from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
+from richkd.engine import ResidentSet, accuracy, fit, pick_device, predict, to_input
+from richkd.errors import InputError
+from richkd.losses import ContrastiveMemory
+from richkd.models import ModelOutput
+from richkd.objectives import Objective
+from richkd.params import Training
+from richkd.resume import Checkpoint
+
+CPU = torch.device("cpu")
+TRAINING = Training(
+    arch="resnet8", epochs=4, batch_size=8, lr=0.05, schedule="onecycle", milestones=(),
+    momentum=0.9, weight_decay=5e-4,
+)  # fmt: skip
+
+
+def training(**changes):
+    return dataclasses.replace(TRAINING, **changes)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return models.create("resnet8", 4)
+
+
+def tables():
+    """Two teachers of 22 images in 18 views, four classes."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((18, 22, 4), (18, 22, 12)), ((1, 22, 4), (1, 22, 10))
+    return [Table(*(torch.randn(s, generator=draw) for s in pair)) for pair in shapes]
+
+
+def fused_objective(data):
+    teacher, clip = tables()
+    memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
+    return Objective(
+        1.0,
+        kd=(3.0, LogitDistillation(fused_logits(teacher, clip, 0.7), 3.0)),
+        crd=(0.8, FusedContrast(64, teacher, clip, 0.7, memory)),
+    )
+
+
+def run(model, objective, data, how=TRAINING, seed=0, precision="fp32", checkpoint=("run", "key")):
+    centre = torch.full((len(data),), data.views.center)
+    validation = data.batch(torch.arange(len(data)), centre), data.labels
+    return fit(
+        model, objective, data, validation, how, seed, precision, Checkpoint(*checkpoint), "test"
+    )
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Slope(nn.Module):
+    """Its loss is its one weight, so that each step moves the weight by the learning rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, images):
+        features = self.weight.expand(len(images), 1)
+        return ModelOutput(features.expand(-1, 4), features)
+
+
+class Mean(nn.Module):
+    def forward(self, output, labels, ids, view_ids, draw):
+        return {"loss": output.features.mean()}
+
+
+# --- fit ----------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_and_reports_every_term(here, data):
+    model = network()
+    history = run(model, fused_objective(data), data, training(epochs=20))
+    assert [row["epoch"] for row in history] == list(range(1, 21))
+    assert history[-1]["loss"] < history[0]["loss"] and history[-1]["ce"] < history[0]["ce"]
+    for row in history:
+        assert row["loss"] == pytest.approx(row["ce"] + 3 * row["kd"] + 0.8 * row["crd"], rel=1e-5)
+
+
+def test_the_validation_accuracy_is_that_of_the_model_as_it_is_left(here, data):
+    model = network()
+    history = run(model, Objective(), data, training(epochs=25))
+    centre = torch.full((22,), data.views.center)
+    logits, _ = predict(model, data.batch(torch.arange(22), centre), 7)
+    assert history[-1]["validation_accuracy"] == accuracy(logits, data.labels)
+    assert history[-1]["train_accuracy"] > 0.7  # chance is a quarter
+    # Ten times a run, at its end always.
+    validated = [row["epoch"] for row in history if "validation_accuracy" in row]
+    assert validated == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
+
+
+def test_the_rate_falls_at_the_milestones_and_the_last_epoch_is_kept(here, data):
+    model = Slope()
+    how = training(epochs=4, schedule="step", milestones=(1, 3), momentum=0.0, weight_decay=0.0)
+    history = run(model, Mean(), data, how)
+    steps = [0.05] * 3 + [0.005] * 6 + [0.0005] * 3  # three batches an epoch: 8, 8 and 6 images
+    position, expected = 0.0, []
+    for epoch in range(4):
+        losses = []
+        for step in steps[3 * epoch : 3 * epoch + 3]:
+            losses.append(position)
+            position -= step
+        expected.append((8 * losses[0] + 8 * losses[1] + 6 * losses[2]) / 22)
+    assert [row["loss"] for row in history] == pytest.approx(expected, rel=1e-9)
+    assert model.weight.item() == pytest.approx(-sum(steps), rel=1e-9)
+
+
+def test_one_cycle_rises_to_the_rate_and_falls_to_nothing(here, data):
+    model = Slope()
+    how = training(epochs=20, momentum=0.0, weight_decay=0.0)
+    losses = [row["loss"] for row in run(model, Mean(), data, how)]
+    pace = [before - after for before, after in zip(losses, losses[1:])]
+    assert pace.index(max(pace)) in (4, 5, 6, 7)  # 30 % of the way, and momentum behind it
+    assert pace[-1] < 0.1 * max(pace) and pace[0] < 0.3 * max(pace)
+
+
+@pytest.mark.parametrize("schedule", ["step", "onecycle"])
+def test_momentum_counts(here, data, schedule):
+    ends = []
+    for momentum in (0.0, 0.5):
+        model = Slope()
+        how = training(schedule=schedule, momentum=momentum, weight_decay=0.0)
+        run(model, Mean(), data, how, checkpoint=(f"{momentum}", "key"))
+        ends.append(model.weight.item())
+    assert ends[1] < 1.3 * ends[0] < 0
+
+
+def test_weight_decay_counts(here, data):
+    model = Slope()
+    nn.init.constant_(model.weight, 8.0)
+    how = training(epochs=1, schedule="step", momentum=0.0, weight_decay=1.0)
+    run(model, Mean(), data, how)
+    assert model.weight.item() == pytest.approx((8 + 1) * 0.95**3 - 1, rel=1e-9)
+
+
+def test_the_seed_decides_and_nothing_else(here, data):
+    states = []
+    for number, seed in enumerate((1, 1, 2)):
+        model = network()  # leaves one global state, which the objective starts from
+        objective = fused_objective(data)
+        torch.manual_seed(number)  # from here on it must not matter
+        run(model, objective, data, seed=seed, checkpoint=(f"{number}", "key"))
+        states.append(model.state_dict())
+    assert same(states[0], states[1]) and not same(states[0], states[2])
+
+
+def test_more_images_a_batch_than_there_are(here, data):
+    assert run(network(), Objective(), data, training(batch_size=64, epochs=1))[0]["epoch"] == 1
+
+
+def test_bf16_trains_and_keeps_losses_and_weights_in_32_bits(here, data):
+    model = network()
+    objective = fused_objective(data)
+    history = run(model, objective, data, training(epochs=2), precision="bf16")
+    assert all(math.isfinite(row["loss"]) for row in history)
+    parameters = [*model.parameters(), *objective.parameters()]
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+OBJECTIVES = {"ce": lambda data: Objective(), "LF": fused_objective}
+
+
+@pytest.mark.parametrize("schedule", ["step", "onecycle"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+# Three batches an epoch, then the validation: killed at once, as epoch 2 is validated, amid 4.
+@pytest.mark.parametrize("calls", [0, 7, 13])
+def test_a_killed_run_ends_bit_for_bit_where_the_unbroken_does(
+    here, data, killed_after, name, schedule, calls
+):
+    how = training(epochs=6, schedule=schedule, milestones=(2, 4))
+    model = network()
+    objective = OBJECTIVES[name](data)
+    history = run(model, objective, data, how, checkpoint=("unbroken", "key"))
+
+    killed = network()
+    with killed_after(killed, calls):
+        run(killed, OBJECTIVES[name](data), data, how)
+
+    # Another start, of which nothing is left where there is a checkpoint.
+    resumed = network(seed=0 if calls == 0 else 1)
+    again = OBJECTIVES[name](data)
+    assert run(resumed, again, data, how) == history
+    assert same(resumed.state_dict(), model.state_dict())
+    assert same(again.state_dict(), objective.state_dict())
+
+
+def test_a_finished_run_is_not_trained_again(here, data):
+    model = network()
+    history = run(model, Objective(), data)
+    loaded = network(seed=1)
+    loaded.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+    assert run(loaded, Objective(), data) == history
+    assert same(loaded.state_dict(), model.state_dict())
+
+
+def test_another_experiment_never_resumes(here, data):
+    run(network(seed=1), Objective(), data, training(epochs=2), checkpoint=("run", "one"))
+    models_ = network(), network()
+    run(models_[0], Objective(), data, checkpoint=("run", "another"))
+    run(models_[1], Objective(), data, checkpoint=("fresh", "another"))
+    assert same(models_[0].state_dict(), models_[1].state_dict())
+
+
+def test_an_experiment_is_its_params_and_the_content_of_its_inputs(here):
+    for name, text in (("a", "same"), ("b", "other")):
+        (here / name).write_text(text)
+    first = resume.key({"lr": 0.1, "seeds": [0, 1]}, ["a"])
+    assert resume.key({"seeds": [0, 1], "lr": 0.1}, ["a"]) == first
+    others = [resume.key({"lr": 0.2, "seeds": [0, 1]}, ["a"])]
+    others += [resume.key({"lr": 0.1, "seeds": [0, 1]}, inputs) for inputs in ([], ["b"])]
+    (here / "a").write_text("changed")
+    others.append(resume.key({"lr": 0.1, "seeds": [0, 1]}, ["a"]))
+    assert first not in others and len(set(others)) == 4
+
+
+class Breaks(Objective):
+    """Cross entropy that is not a number from some batch on."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
+
+    def forward(self, *arguments):
+        self.left -= 1
+        terms = super().forward(*arguments)
+        return terms if self.left >= 0 else {**terms, "loss": terms["loss"] * math.nan}
+
+
+def test_a_broken_epoch_is_an_error_and_leaves_no_checkpoint(here, data):
+    checkpoint = Checkpoint("run", "key")
+    with pytest.raises(InputError, match="test: the loss is nan in epoch 1: lower lr"):
+        run(network(), Breaks(0), data)
+    assert checkpoint.load(CPU) is None
+    with pytest.raises(InputError, match="test: the loss is nan in epoch 3: lower lr"):
+        run(network(), Breaks(7), data)
+    state = checkpoint.load(CPU)
+    assert [row["epoch"] for row in state["history"]] == [1, 2]
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+# --- inference ----------------------------------------------------------------------------------
+
+
+def test_predict_changes_nothing_and_restores_the_mode():
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for training_ in (True, False):
+        model.train(training_)
+        predict(model, torch.rand(9, 3, 8, 8), 4)
+        assert {module.training for module in model.modules()} == {training_}
+    assert same(model.state_dict(), before)
+
+
+def test_predict_does_not_depend_on_the_batches():
+    model, images = network(), torch.rand(9, 3, 8, 8)
+    with torch.no_grad():
+        expected = model.eval()(images)
+    for batch_size in (1, 4, 9, 100):
+        logits, features = predict(model, images, batch_size)
+        torch.testing.assert_close(logits, expected.logits)
+        torch.testing.assert_close(features, expected.features)
+
+
+def test_predict_gives_float32_in_bf16_close_to_the_exact():
+    model, images = network(), torch.rand(6, 3, 8, 8)
+    exact, rough = predict(model, images, 6), predict(model, images, 6, "bf16")
+    for a, b in zip(exact, rough):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.1, atol=0.05)
+
+
+def test_accuracy_by_hand():
+    logits = torch.tensor([[0.0, 1, 2], [0, 2, 1], [2, 1, 0], [0, 2, 1]])
+    labels = torch.tensor([2, 2, 2, 0])
+    assert [accuracy(logits, labels, top) for top in (1, 2, 3)] == [0.25, 0.5, 1.0]
+
+
+def test_to_input_by_hand(split):
+    result = to_input(split.images, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], CPU)
+    assert result.shape == (22, 3, 8, 8) and result.dtype == torch.float32
+    pixel = split.images[7, 2, 5] / 255
+    expected = [(p - m) / s for p, m, s in zip(pixel, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])]
+    assert result[7, :, 2, 5].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+def test_cpu_is_the_cpu():
+    assert pick_device("cpu") == CPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_one_is_refused():
+    assert pick_device("auto") == CPU
+    with pytest.raises(InputError, match="runtime.device is 'cuda': no CUDA device here, use auto"):
+        pick_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_trains_and_resumes(here, split, data, killed_after, precision):
+    cuda = pick_device("auto")
+    assert cuda.type == "cuda"
+    resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
+    model, how = network().to(cuda), training(epochs=10)
+    with killed_after(model, 20):
+        run(model, Objective(), resident, how, precision=precision)
+    history = run(model, Objective(), resident, how, precision=precision)
+    assert len(history) == 10 and history[-1]["loss"] < history[0]["loss"]

@@ -1,0 +1,263 @@
+"""Every mistake in params.yaml is one line that names the key, its value and what is allowed."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from richkd import models, params
+from richkd.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+GOOD = yaml.safe_load(FILES[0].read_text())
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("params") / "params.yaml"
+
+
+def write(path, changes=(), drop=()):
+    """GOOD with `section.key` changed or dropped."""
+    raw = copy.deepcopy(GOOD)
+    for key, value in [*dict(changes).items(), *((key, None) for key in drop)]:
+        *parents, name = key.split(".")
+        scope = raw
+        for parent in parents:
+            scope = scope[parent]
+        scope[name] = value
+        if key in drop:
+            del scope[name]
+    path.write_text(yaml.safe_dump(raw))
+
+
+def refusal(path):
+    with pytest.raises(InputError) as caught:
+        params.load("runtime", path=path)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(str(path))
+    return message.removeprefix(str(path))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_committed_files_load(file):
+    sections = yaml.safe_load(file.read_text())
+    loaded = params.to_dict(params.load(*sections, path=file))
+    assert loaded == sections
+
+
+REFUSED = {
+    "alpha above 1": ({"fusion.alpha": 1.5}, ": fusion.alpha is 1.5: ", "or equal to 1"),
+    "alpha below 0": ({"fusion.alpha": -0.1}, ": fusion.alpha is -0.1: ", "or equal to 0"),
+    "NaN": ({"fusion.lam": float("nan")}, ": fusion.lam is nan: ", "a finite number"),
+    "infinity": ({"teacher.lr": float("inf")}, ": teacher.lr is inf: ", "a finite number"),
+    "string for a number": ({"fusion.alpha": "0.5"}, ": fusion.alpha is '0.5': ", "valid number"),
+    "number for a bool": ({"views.flip": 1}, ": views.flip is 1: ", "valid boolean"),
+    "bool for an int": ({"crd.dim": True}, ": crd.dim is True: ", "valid integer"),
+    "float for an int": ({"crd.dim": 1.5}, ": crd.dim is 1.5: ", "valid integer"),
+    "value for a list": ({"distill.variants": "L"}, ": distill.variants is 'L': ", "valid array"),
+    "value for a section": ({"views": 4}, ": views is 4: ", "should be an object"),
+    "null for a section": ({"views": None}, ": views is None: ", "should be an object"),
+    "negative epochs": ({"student.epochs": -1}, ": student.epochs is -1: ", "or equal to 1"),
+    "no epochs": ({"student.epochs": 0}, ": student.epochs is 0: ", "or equal to 1"),
+    "negative seed": ({"distill.seeds": [0, -1]}, ": distill.seeds.1 is -1: ", "or equal to 0"),
+    "same seed twice": ({"distill.seeds": [0, 0]}, ": distill.seeds is [0, 0]: ", "twice"),
+    "no seeds": ({"distill.seeds": []}, ": distill.seeds is []: ", "at least 1 item"),
+    "no classes": ({"dataset.classes": []}, ": dataset.classes is []: ", "'all' or", "1 item"),
+    "one class's name": ({"dataset.classes": "one"}, ": dataset.classes is 'one': ", "'all' or"),
+    "variant": ({"distill.variants": ["LX"]}, ": distill.variants.0 is 'LX': ", "'L', 'F' or 'LF'"),
+    "device": ({"runtime.device": "gpu"}, ": runtime.device is 'gpu': ", "'auto', 'cpu' or 'cuda'"),
+    "prompt": ({"clip.prompts": ["a photo"]}, ": clip.prompts.0 is 'a photo': ", "hold {} once"),
+    "logit scale": ({"clip.logit_scale": -1}, ": clip.logit_scale is -1: ", "'model' or", "than 0"),
+    "momentum of 1": ({"crd.momentum": 1.0}, ": crd.momentum is 1.0: ", "less than 1"),
+    "image size": ({"clip.model.image_size": 40}, ": clip.model.image_size is 40: ", "of 32"),
+    "corruption": ({"corruptions.names": ["mist"]}, ": corruptions.names.0 is 'mist': ", "'fog'"),
+    "severity": ({"corruptions.severities": [6]}, ": corruptions.severities.0 is 6: ", "to 5"),
+    "misspelt key": (
+        {"fusion.alhpa": 0.5},
+        ": fusion.alhpa is not a parameter: did you mean alpha? allowed are alpha, lam, grid",
+    ),
+    "misspelt key inside a section": (
+        {"clip.model.text_with": 8},
+        ": clip.model.text_with is not a parameter: did you mean text_width? allowed are embed_dim",
+    ),
+    "misspelt section": ({"fussion": {}}, ": fussion is not a parameter: did you mean fusion?"),
+    "key unlike any other": ({"views.zzz": 1}, ": views.zzz is not a parameter: allowed are pad"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(path, name):
+    changes, start, *parts = REFUSED[name]
+    write(path, changes)
+    message = refusal(path)
+    assert message.startswith(start)
+    assert all(part in message for part in parts)
+
+
+ACROSS = {
+    "arch": ({"student.arch": "resnet9"}, ["student.arch is 'resnet9'", *models.names()]),
+    "models": (
+        {"evaluate.models": ["teacher", "clip"]},
+        ["evaluate.models is ['teacher', 'clip']", "'ce', 'kd', 'L'", "distill.variants"],
+    ),
+    "milestones": (
+        {"teacher.schedule": "step", "teacher.epochs": 9, "teacher.milestones": [3, 9, 12]},
+        ["teacher.milestones is [9, 12]", "below 9 epochs"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_refuses_what_does_not_go_together(path, name):
+    changes, parts = ACROSS[name]
+    write(path, changes)
+    message = refusal(path)
+    assert all(part in message for part in parts)
+
+
+def test_milestones_count_for_the_step_schedule_only(path):
+    write(path, {"teacher.schedule": "onecycle", "teacher.epochs": 9, "teacher.milestones": [12]})
+    assert params.load("teacher.milestones", path=path).teacher.milestones == (12,)
+
+
+def test_the_models_to_evaluate_follow_the_variants(path):
+    models_ = ["teacher", "clip", "kd", "LF"]
+    changes = {"baseline.variants": ["kd"], "distill.variants": ["LF"], "evaluate.models": models_}
+    write(path, changes)
+    assert params.load("evaluate", path=path).evaluate.models == tuple(models_)
+
+
+@pytest.mark.parametrize("key", ["views", "fusion.alpha", "clip.model.embed_dim"])
+def test_names_what_is_missing(path, key):
+    write(path, drop=[key])
+    assert refusal(path) == f": {key} is missing"
+
+
+UNREADABLE = {
+    "unclosed": b"a: [",
+    "tagged": b"a: !!python/object:os.system {}",
+    "date": b"a: 2020-01-01",
+    "binary": b"\xff\xfe\xfa",
+    "two documents": b"a: 1\n---\nb: 2\n",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_refuses_what_is_no_yaml(path, name):
+    path.write_bytes(UNREADABLE[name])
+    assert refusal(path).startswith(" is not readable as YAML: ")
+
+
+def test_an_empty_file_lacks_the_first_section(path):
+    path.write_text("")
+    assert refusal(path) == ": dataset is missing"
+
+
+@pytest.mark.parametrize("text", ["3", "[fusion, crd]"])
+def test_refuses_yaml_that_holds_no_sections(path, text):
+    path.write_text(text)
+    assert "should be an object" in refusal(path)
+
+
+def test_the_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        params.load("runtime", path=tmp_path / "nowhere.yaml")
+
+
+# --- not yet as it should be ---------------------------------------------------------------------
+
+WRONG = {
+    "key that is no Python name": ({"my-key": 1}, ": my-key is not a parameter: allowed are data"),
+    "the same in a section": ({"crd.my-key": 1}, ": crd.my-key is not a parameter: allowed are di"),
+    "number for a class name": ({"dataset.classes": [1]}, ": dataset.classes.0 is 1: "),
+    "heads that do not divide the width": (
+        {"clip.model.text_width": 64, "clip.model.text_heads": 3},
+        ": clip.model.text_heads is 3: ",
+    ),
+    "prompt with another field": ({"clip.prompts": ["{} {x}"]}, ": clip.prompts.0 is '{} {x}': "),
+    "prompt with a lone brace": ({"clip.prompts": ["{} {"]}, ": clip.prompts.0 is '{} {': "),
+    "seed beyond 64 bits": ({"distill.seeds": [2**60]}, f": distill.seeds.0 is {2**60}: "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_should_refuse(path, name):
+    changes, start = WRONG[name]
+    write(path, changes)
+    assert refusal(path).startswith(start)
+
+
+def test_numbers_as_dvc_writes_them(path):
+    """`dvc exp run -S teacher.weight_decay=0.00001` writes 1e-05."""
+    text = FILES[0].read_text()
+    path.write_text(text.replace("weight_decay: 0.0005", "weight_decay: 1e-05"))
+    assert params.load("teacher", path=path).teacher.weight_decay == 1e-05
+
+
+def test_a_key_given_twice_is_refused(path):
+    path.write_text(FILES[0].read_text() + "\nviews: {pad: 2, flip: true}\n")
+    assert "views" in refusal(path)
+
+
+# --- what load gives ----------------------------------------------------------------------------
+
+
+def test_load_gives_what_was_asked_for_and_nothing_else():
+    chosen = params.load("runtime", "fusion.alpha", "fusion.lam", "clip.model", path=FILES[0])
+    assert set(vars(chosen)) == {"runtime", "fusion", "clip"}
+    assert set(vars(chosen.fusion)) == {"alpha", "lam"}
+    assert chosen.runtime.device == GOOD["runtime"]["device"]
+    assert not hasattr(chosen.clip, "prompts") and not hasattr(chosen, "teacher")
+
+
+def test_load_checks_what_was_not_asked_for(path):
+    write(path, {"crd.dim": 0})
+    with pytest.raises(InputError, match="crd.dim is 0"):
+        params.load("runtime", path=path)
+
+
+def test_what_is_loaded_cannot_change():
+    runtime = params.load("runtime", path=FILES[0]).runtime
+    with pytest.raises(AttributeError):
+        runtime.device = "cuda"
+
+
+def test_to_dict_gives_back_what_the_file_says():
+    chosen = params.load("fusion.alpha", "clip", "distill.seeds", path=FILES[0])
+    assert params.to_dict(chosen) == {
+        "fusion": {"alpha": GOOD["fusion"]["alpha"]},
+        "clip": GOOD["clip"],
+        "distill": {"seeds": GOOD["distill"]["seeds"]},
+    }
+
+
+@quick
+@given(st.floats(0, 1))
+def test_every_alpha_from_0_to_1_is_accepted(path, alpha):
+    write(path, {"fusion.alpha": alpha})
+    assert params.load("fusion.alpha", path=path).fusion.alpha == alpha
+
+
+@quick
+@given(st.floats(max_value=0, exclude_max=True) | st.floats(min_value=1, exclude_min=True))
+def test_every_other_alpha_is_refused(path, alpha):
+    write(path, {"fusion.alpha": alpha})
+    assert refusal(path).startswith(f": fusion.alpha is {alpha}: should be")
+
+
+@quick
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+def test_any_value_for_a_list_gives_one_line_or_loads(path, value):
+    write(path, {"corruptions.severities": value})
+    try:
+        params.load("runtime", path=path)
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1 and "corruptions.severities" in str(error)
+    else:
+        assert set(value) <= {1, 2, 3, 4, 5}

@@ -1,0 +1,346 @@
+"""The report of small synthetic experiments: its numbers, its sentences, what a browser needs."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from richkd import plots, report
+from richkd.dataset import Info, Split, save_info, save_split
+from richkd.evaluation import score
+from richkd.files import replacing, write_array, write_json
+from richkd.metrics import summarize
+from stages import calibrate
+from stages import report as stage
+
+ROOT = Path(__file__).parent.parent
+FULL = {"baselines": ["ce", "kd"], "distilled": ["L", "F", "LF"], "seeds": [0, 3]}
+SMALL = {"baselines": ["kd"], "distilled": ["L"], "seeds": [2]}
+NAMES = ['<b>two</b> & "more"', *(f"class {i}" for i in range(9))]
+
+
+def experiment(baselines, distilled, seeds, corruptions=("frost", "fog"), severities=(3,)):
+    """Everything the report reads, below the working directory; random, the same each time."""
+    rng = np.random.default_rng(0)
+    params = yaml.safe_load((ROOT / "presets/digits.yaml").read_text())
+    params["dataset"] |= {"validation_images": 30, "test_images": 40}
+    params["baseline"]["variants"], params["distill"]["variants"] = baselines, distilled
+    params["distill"]["seeds"] = seeds
+    params["corruptions"] |= {"names": list(corruptions), "severities": list(severities)}
+    params["evaluate"]["models"] = ["teacher", "clip", *baselines, *distilled]
+    params["fusion"]["alpha"] = 0.25  # not on the grid
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+    save_info("data/info.json", Info(name="small", classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3))
+    labels = {"validation": rng.integers(10, size=30), "test": np.arange(40) % 10}
+    for name, values in labels.items():
+        images = rng.integers(256, size=(len(values), 8, 8, 3), dtype=np.uint8)
+        save_split(f"data/{name}.safetensors", Split(images, values))
+
+    for model in ["teacher", "clip", "fused", *baselines, *distilled]:
+        runs = seeds if model in [*baselines, *distilled] else [0]
+        shape = len(corruptions), len(severities)
+        predictions(rng, model, labels, len(runs), shape)
+        score(model, labels["test"], corruptions, severities)
+        calibrate.main(model)
+        accuracies = {f"seed{seed}": {"validation_accuracy": rng.random()} for seed in runs}
+        if model not in ("clip", "fused"):
+            write_json(f"metrics/train/{model}.json", summarize(accuracies))
+            curves(rng, model, runs)
+        if model != "fused":
+            for seed in runs:
+                versions = {"python": "3.11.7", "torch": "2.11"}
+                record = {"seed": seed, "device": "cpu", "threads": 2, "versions": versions}
+                write_json(f"models/{model}/seed{seed}.json", record)
+    validation(rng)
+
+
+def predictions(rng, model, labels, runs, shape):
+    def logits(truth, *leading):
+        right = np.eye(10)[truth] * 3
+        return (right + rng.normal(size=(runs, *leading, len(truth), 10)) * 2).astype(np.float32)
+
+    write_array(f"predictions/{model}/validation.npy", logits(labels["validation"]))
+    write_array(f"predictions/{model}/test.npy", logits(labels["test"]))
+    corrupted = logits(labels["test"], *shape).astype(np.float16)
+    write_array(f"predictions/{model}/corrupted.npy", corrupted)
+
+
+def curves(rng, model, runs):
+    """Four epochs a seed; validation every other one."""
+    rows = pd.DataFrame({"epoch": [1, 2, 3, 4] * len(runs), "seed": np.repeat(runs, 4)})
+    losses = {"ce": rng.random(len(rows)), "kd": rng.random(len(rows))}
+    accuracy = np.where(rows.epoch % 2 == 0, rng.random(len(rows)), np.nan)
+    with replacing(f"metrics/curves/{model}.csv") as part:
+        rows.assign(**losses, validation_accuracy=accuracy).to_csv(part, index=False)
+
+
+def validation(rng):
+    keys = "accuracy nll ece semantic_closeness".split() + list(report.QUADRANTS)
+    fusion = {model: dict(zip(keys, rng.random(len(keys)))) for model in report.TEACHERS}
+    write_json("metrics/fusion.json", {**fusion, "best_alpha": {"alpha": 0.5, "accuracy": 0.87654}})
+    grid = {"alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
+    with replacing("metrics/fusion/alpha.csv") as part:
+        pd.DataFrame(grid).to_csv(part, index=False)
+    single = {"mean": 0.6, "a photo of {}": 0.5, "<i>{}</i>": 0.7}
+    found = {"validation_accuracy": 0.65, "single_prompt_accuracy": single}
+    write_json("metrics/cache/clip.json", found)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The report of a whole experiment: the folder it is in."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment(**FULL)
+        stage.main()
+    return folder
+
+
+@pytest.fixture
+def page(full):
+    return (full / "report/index.html").read_text()
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order; collects attributes and the text to be seen."""
+
+    VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_summary_is_what_dvc_metrics_diff_takes(full):
+    summary = json.loads((full / "metrics/summary.json").read_text())
+    assert list(summary) == ["teacher", "clip", "fused", "ce", "kd", "L", "F", "LF"]
+    assert all(isinstance(x, float) for values in summary.values() for x in values.values())
+    evaluate = json.loads((full / "metrics/evaluate/LF.json").read_text())
+    calibration = json.loads((full / "metrics/calibrate/LF.json").read_text())
+    for metric in ("top1", "top5", "corrupted_top1"):
+        assert summary["LF"][metric] == evaluate[metric]["mean"]
+        assert summary["LF"][f"{metric}_sd"] == evaluate[metric]["sd"]
+    assert summary["LF"]["ece"] == calibration["clean"]["ece"]["mean"]
+    assert summary["LF"]["corrupted_ece"] == calibration["corrupted"]["ece"]["mean"]
+    assert summary["clip"]["validation_accuracy"] == 0.65
+    assert not any(key.endswith("_sd") for key in summary["teacher"])
+
+
+def test_summary_table_has_a_row_a_model(full):
+    table = pd.read_csv(full / "metrics/summary.csv")
+    assert list(table.columns[:4]) == [
+        "model", "runs", "validation_accuracy", "validation_accuracy_sd",
+    ]  # fmt: skip
+    assert dict(zip(table.model, table.runs))["LF"] == 2
+    assert table.set_index("model").top1_sd.isna().sum() == 3  # the teachers
+
+
+def test_same_inputs_same_bytes(full, monkeypatch):
+    monkeypatch.chdir(full)
+    files = [Path("report/index.html"), Path("report/results.png"), Path("metrics/summary.csv")]
+    before = [path.read_bytes() for path in files]
+    stage.main()
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_picture_for_the_readme(full):
+    with Image.open(full / "report/results.png") as picture:
+        assert picture.size == (1600, 600)
+
+
+def test_stage_needs_no_torch():
+    code = "import sys, stages.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_page_needs_nothing_but_itself(page):
+    parsed = Page(page)
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        assert "srcset" not in attributes
+        assert attributes.get("src", "data:").startswith("data:")
+        if "href" in attributes:
+            assert tag == "a"
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_page_is_accessible(page):
+    tags = Page(page).tags
+    assert ("html", {"lang": "en"}) in tags
+    assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+
+
+def test_page_holds_the_numbers(page, full):
+    text = Page(page).text
+    summary = json.loads((full / "metrics/summary.json").read_text())
+    for values in summary.values():
+        for metric in report.COLUMNS:
+            assert report.spread(values, metric) in text
+    assert "87.7 %" in text  # the best alpha's
+    assert "65.0 %" in text and "60.0 %" in text and "+5.0 points" in text  # prompts
+    assert (full / "params.yaml").read_text().strip() in text
+    assert "python 3.11.7, torch 2.11" in text
+    assert "ice textures are generated" in text
+
+
+def test_best_student_of_each_column_is_bold(page, full):
+    summary = json.loads((full / "metrics/summary.json").read_text())
+    students = [summary[name] for name in ("ce", "kd", "L", "F", "LF")]
+    best = max(students, key=lambda values: values["top1"])
+    assert f"<strong>{report.spread(best, 'top1')}</strong>" in page
+
+
+def test_names_are_escaped(page):
+    assert "<b>two" not in page and "&lt;b&gt;two&lt;/b&gt; &amp; " in page
+    assert "<i>{}" not in page and "&lt;i&gt;{}" in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"baselines": ["ce"], "distilled": ["F"]},
+        {"seeds": [5, 1], "corruptions": ["pixelate"], "severities": [1, 5]},
+    ],
+    ids=["one seed", "no kd", "one corruption"],
+)
+def test_small_experiments(here, change):
+    settings = SMALL | change
+    experiment(**settings)
+    write_json("metrics/evaluate/LF.json", {"of an": "earlier experiment"})
+    stage.main()
+    text = Page(Path("report/index.html").read_text()).text
+    assert "nan" not in text.lower()
+    assert (" ± " in text) == (len(settings["seeds"]) > 1)
+    assert ("one seed" in text) == (len(settings["seeds"]) == 1)
+    assert ("ice textures" in text) == ("corruptions" not in change)
+    students = settings["baselines"] + settings["distilled"]
+    assert list(pd.read_csv("metrics/summary.csv").model) == [*report.TEACHERS, *students]
+
+
+# --- sentences ----------------------------------------------------------------------------------
+
+
+def numbers(top1, corrupted, sd=None):
+    spread = {} if sd is None else {"top1_sd": sd, "corrupted_top1_sd": sd}
+    return {"top1": top1, "corrupted_top1": corrupted, **spread}
+
+
+TEACHERS = {"teacher": numbers(0.9, 0.5), "clip": numbers(0.8, 0.4), "fused": numbers(0.95, 0.3)}
+
+
+def test_findings_say_what_is_within_the_spread():
+    students = {
+        "ce": numbers(0.7, 0.2, 0.01),
+        "kd": numbers(0.8, 0.4, 0.02),
+        "L": numbers(0.9, 0.39, 0.03),
+    }
+    against, fused, best, error = report.findings(TEACHERS | students, ["ce", "kd"], ["L"], 100)
+    assert against == (
+        "L against kd: +10.0 points on clean images (more than one sd: the larger of the two is "
+        "3.0), −1.0 points on corrupted images (within one sd: the larger of the two is 3.0)."
+    )
+    assert "above both its parts on clean images (95.0 %" in fused
+    assert "below both its parts on corrupted images (30.0 %" in fused
+    assert best.startswith("The best student on clean images is L; ce")
+    assert "20.0 points below" in best
+    assert "3.0 points" in error  # sqrt(.9 * .1 / 100)
+
+
+def test_findings_do_not_flatter():
+    students = {"ce": numbers(0.7, 0.2), "L": numbers(0.6, 0.2)}
+    against, fused, best, _ = report.findings(
+        TEACHERS | students | {"fused": numbers(0.85, 0.45)}, ["ce"], ["L"], 100
+    )
+    assert against.startswith("L against ce: −10.0 points on clean images, +0.0 points")
+    assert "one seed, so no spread" in against
+    assert "not above the better of its parts on clean images" in fused
+    assert best == "No student is above ce, trained on labels alone, on clean images."
+
+
+def test_rounded_zero_has_no_minus():
+    assert report.signed(-0.04) == "+0.0"
+    assert report.signed(-0.06) == "−0.1"
+    assert report.signed(-0.4, 0) == "+0"
+
+
+# --- examples and figures -----------------------------------------------------------------------
+
+
+def test_examples_are_the_first_of_their_kind():
+    correct = {
+        "teacher": [1, 1, 0, 0, 1],
+        "clip": [1, 1, 0, 1, 0],
+        "fused": [1, 1, 0, 1, 0],
+        "kd": [1, 1, 0, 0, 1],
+        "L": [1, 1, 0, 1, 1],
+    }
+    correct = {model: np.array(values, bool) for model, values in correct.items()}
+    assert report.choose_examples(correct, "L", "kd") == [
+        (0, "Every model is right", 2),
+        (2, "Every model is wrong", 1),
+        (3, "The teacher is wrong, the fused teacher right", 1),
+        (4, "One part is right, the fused teacher wrong", 1),
+    ]  # image 3 is also the only one that kd has wrong and L right
+
+
+def test_pooled_bins_by_hand():
+    curves = pd.DataFrame(
+        {
+            "lo": [0.0, 0.5, 0.5],
+            "count": [2, 1, 3],
+            "confidence": [0.4, 0.6, 0.8],
+            "accuracy": [0.5, 1.0, 0.0],
+        }
+    )
+    bins = plots.pooled(curves)
+    np.testing.assert_array_equal(bins["count"], [2, 4])
+    np.testing.assert_allclose(bins.confidence, [0.4, 0.75])
+    np.testing.assert_allclose(bins.accuracy, [0.5, 0.25])
+
+
+@pytest.mark.parametrize("colormap", ["cividis", "RdBu"])
+def test_cells_are_legible(colormap):
+    """WCAG AA: a contrast of 4.5 between text and background."""
+    for value in np.linspace(0, 1, 50):
+        background, text = re.findall("#[0-9a-f]+", plots.shade(value, 0, 1, colormap))
+        light, dark = sorted((luminance(background), luminance(text)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def luminance(color):
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(color)]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
