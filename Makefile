@@ -1,22 +1,22 @@
 # `make repro` runs the whole pipeline, `make test` the tests; both install what is missing first.
 
 PYTHON ?= python3
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+WITH_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 .PHONY: repro test check
 repro: .venv/installed
-	dvc repro
+	$(WITH_VENV) dvc repro
 	@echo "The report: $(CURDIR)/report/index.html"
 
 test: .venv/installed
-	python -m pytest
+	$(WITH_VENV) python -m pytest
 
 # Are dvc.lock and metrics/ those of this code and these params? Needs no data.
 check: .venv/installed
-	plan=$$(dvc repro --dry --allow-missing) && echo "$$plan" && ! echo "$$plan" | grep -q "^Running stage"
+	plan=$$($(WITH_VENV) dvc repro --dry --allow-missing) && echo "$$plan" && ! echo "$$plan" | grep -q "^Running stage"
 
 .venv/installed: pyproject.toml requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --disable-pip-version-check -c requirements.txt -e '.[test]'
 	touch $@

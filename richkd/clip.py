@@ -1,7 +1,7 @@
 """CLIP (Radford et al., ICML 2021) as a teacher: training small towers, zero-shot classification."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,18 @@ def create(config: ClipModel) -> nn.Module:
     return open_clip.CLIP(config.embed_dim, vision, text)
 
 
-def tokenizer(config: ClipModel) -> Callable[[list[str]], Tensor]:
+def tokenize(config: ClipModel, texts: list[str]) -> Tensor:
+    """Token ids (texts, context_length); InputError where a text is longer than that."""
     import open_clip
 
-    return partial(open_clip.tokenize, context_length=config.context_length)
+    tokens = open_clip.tokenize(texts)  # zeros from the end of each text on
+    longest = int(tokens.count_nonzero(1).max())
+    if longest > config.context_length:
+        length = config.context_length
+        raise InputError(
+            f"clip.model.context_length is {length}: the longest prompt or caption has {longest} tokens"
+        )
+    return tokens[:, : config.context_length]
 
 
 def preprocess(pixels: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -86,7 +94,7 @@ def class_embeddings(
     import open_clip
 
     device = next(clip.parameters()).device
-    tokens = tokenizer(config)
+    tokens = partial(tokenize, config)
     return open_clip.build_zero_shot_classifier(clip.eval(), tokens, classes, prompts, device=device).T
 
 
@@ -118,6 +126,9 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train CLIP with the contrastive loss on images and captions made from their class names.
 
+    As in CLIP, every other pair of a batch is a negative, those of the same class too: with few
+    classes that holds the logit scale down.
+
     Pixels in [0, 1], (N, 3, H, W); labels (N,). Returns a row of the mean loss every 20 steps,
     where a killed run goes on. Images are resized and normalised once.
     """
@@ -126,7 +137,7 @@ def fit(
     device = pixels.device
     images = torch.cat([preprocess(part, config.image_size, mean, std) for part in pixels.split(1000)])
     texts = [[caption.format(name) for name in classes] for caption in training.captions]
-    tokens = torch.stack([tokenizer(config)(rows) for rows in texts]).to(device)
+    tokens = torch.stack([tokenize(config, rows) for rows in texts]).to(device)
     optimizer = torch.optim.AdamW(
         clip.parameters(), training.lr, weight_decay=training.weight_decay, fused=True
     )

@@ -1,7 +1,7 @@
 """Training and inference on a data set that lives on the device.
 
 A batch is two index vectors, image ids and view ids; teachers are tables looked up by them
-(`richkd.cache`). There is no DataLoader, no teacher in the loop and one host sync an epoch.
+(`richkd.cache`). There is no DataLoader, no teacher in the loop and no host sync in a step.
 """
 
 import math

@@ -46,7 +46,11 @@ def write_array(path: Path | str, array: np.ndarray) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    return json.loads(Path(path).read_text())
+    """InputError where the file is not whole."""
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not whole: {error}") from None
 
 
 def sha256(path: Path | str) -> str:

@@ -144,7 +144,7 @@ class Clip:
     model: ClipModel
     training: ClipTraining
     prompts: Prompts  # the zero-shot classifier is the mean over these
-    logit_scale: Literal["model"] | Positive  # logits are this times the cosine
+    logit_scale: Literal["model"] | Annotated[float, Field(gt=0, le=1000)]  # logits are this times the cosine
 
 
 @section
@@ -171,7 +171,7 @@ class Crd:
 
     dim: Count
     negatives: Count
-    temperature: Positive
+    temperature: Annotated[float, Field(ge=0.02)]  # exp(1/temperature) must fit 32 bits
     momentum: Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -1,7 +1,9 @@
 """Work that survives a kill: states on disk that only the experiment that made them may use."""
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,10 +15,12 @@ FOLDER = Path(".resume")
 
 
 def key(params: Any, inputs: Iterable[Path | str]) -> str:
-    """What the state follows from: params, the inputs' content, our own code, torch's version."""
+    """What the state follows from: params, the inputs' content, our own code, the machine."""
     code = sorted(Path(__file__).parent.rglob("*.py"))
     hashes = {str(path): sha256(path) for path in inputs}
-    return fingerprint(params, hashes, [sha256(path) for path in code], torch.__version__)
+    versions = [version(name) for name in ("torch", "open_clip_torch")]
+    machine = [torch.cuda.is_available(), torch.get_num_threads()]
+    return fingerprint(params, hashes, [sha256(path) for path in code], versions, machine)
 
 
 class Checkpoint:
@@ -29,7 +33,10 @@ class Checkpoint:
         """The saved state, or None where there is none of this experiment."""
         if not self.path.exists():
             return None
-        state = torch.load(self.path, map_location=device, weights_only=True)
+        try:
+            state = torch.load(self.path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError):  # a power cut may leave half a file
+            return None
         if state.pop("key") != self.key:
             return None
         tqdm.write(f"going on from {self.path}")

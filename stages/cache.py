@@ -29,7 +29,7 @@ def main(name: str) -> None:
         more = {"prompt_list": record["prompts"], "logit_scale": record["params"]["clip"]["logit_scale"]}
     held = getattr(p.cache, name)
     made_from = cache.identity(path, views, held, **more)
-    key = resume.key(params.to_dict(p), [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION])
+    key = resume.key(params.to_dict(p), [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION, __file__])
     logits, features = cache.build(
         f"cache/{name}",
         model,

@@ -1,6 +1,7 @@
 """CLIP: its input, its zero-shot classifier, its training."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_overshoot_of_the_resize_is_clamped():
 def test_class_embeddings_are_the_normalised_mean_over_prompts():
     model, prompts = towers().eval(), ["a photo of {}", "{}", "the word {} written"]
     actual = clip.class_embeddings(model, CONFIG, CLASSES, prompts)
-    tokens = clip.tokenizer(CONFIG)
+    tokens = functools.partial(clip.tokenize, CONFIG)
     with torch.no_grad():
         each = [
             F.normalize(model.encode_text(tokens([p.format(c) for c in CLASSES])), dim=1)
@@ -190,3 +191,9 @@ def test_bf16_trains(here, split, pixels):
 def test_a_loss_that_is_not_a_number_is_an_error(here, split, pixels):
     with pytest.raises(InputError, match="loss is nan"):
         fit(towers(), split, pixels, dataclasses.replace(TRAINING, lr=1e6))
+
+
+def test_a_text_that_does_not_fit_is_an_error():
+    assert clip.tokenize(CONFIG, ["ninety-nine"]).shape == (1, 16)
+    with pytest.raises(InputError, match="context_length is 16: the longest prompt or caption has"):
+        clip.tokenize(CONFIG, ["one", "a photo of the number " * 4])

@@ -131,3 +131,18 @@ def test_a_truncated_split_is_refused_by_name(tmp_path, split):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match=f"{path} is not whole"):
         load_split(path)
+
+
+def test_a_truncated_json_is_refused_by_name(tmp_path):
+    (tmp_path / "a.json").write_text('{"half": ')
+    with pytest.raises(InputError, match="a.json is not whole"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("length", [0, 10, 300])
+def test_a_truncated_checkpoint_counts_for_nothing(here, length):
+    checkpoint = Checkpoint("x", "key")
+    checkpoint.save(**TENSORS)
+    assert checkpoint.load(torch.device("cpu")) is not None
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:length])
+    assert checkpoint.load(torch.device("cpu")) is None

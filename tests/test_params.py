@@ -182,6 +182,8 @@ WRONG = {
     ),
     "prompt with another field": ({"clip.prompts": ["{} {x}"]}, ": clip.prompts.0 is '{} {x}': "),
     "prompt with a lone brace": ({"clip.prompts": ["{} {"]}, ": clip.prompts.0 is '{} {': "),
+    "scale beyond 16 bits": ({"clip.logit_scale": 1e6}, ": clip.logit_scale is 1000000.0: "),
+    "temperature beyond 32 bits": ({"crd.temperature": 0.001}, ": crd.temperature is 0.001: "),
     "seed beyond 64 bits": ({"distill.seeds": [2**60]}, f": distill.seeds.0 is {2**60}: "),
 }
 
