@@ -16,7 +16,7 @@ check: .venv/installed
 	plan=$$($(WITH_VENV) dvc repro --dry --allow-missing) && echo "$$plan" && ! echo "$$plan" | grep -q "^Running stage"
 
 .venv/installed: pyproject.toml requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --disable-pip-version-check -c requirements.txt -e '.[test]'
 	touch $@

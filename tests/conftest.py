@@ -1,6 +1,8 @@
 """What several files share: an empty working folder, a small data set, a way to break a run."""
 
+import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,47 @@ import torch
 from richkd.dataset import Split
 from richkd.engine import ResidentSet
 from richkd.views import Views
+from serving import serving
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def evil(tmp_path):
+    """An object that runs a command where it is unpickled; the test fails if that happens."""
+    done = tmp_path / "unpickled"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {done}",)
+
+    yield Evil()
+    assert not done.exists()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server on this machine; see serving.py."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real data that travels with the project."""
+    if not SHARED.exists():
+        pytest.skip("needs ../shared, which is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def photographs(shared):
+    """The 10,000 test images of the real CIFAR-100."""
+    from richkd import cifar
+
+    _, test, _ = cifar.read(shared / "data/cifar-100-python.tar.gz", "cifar100")
+    return test
 
 
 @pytest.fixture

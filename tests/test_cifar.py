@@ -1,0 +1,408 @@
+"""CIFAR's archives: read as published, checked in full, and never a way to run code."""
+
+import io
+import os
+import pickle
+import struct
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from richkd.cifar import ARCHIVES, Archive, divide, read, stratified
+from richkd.errors import InputError
+
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "cifar-100-python.tar.gz"
+
+TINY = Archive(
+    file="tiny.tar.gz",
+    md5="",
+    train=("tiny/one", "tiny/two"),
+    test=("tiny/test",),
+    meta="tiny/meta",
+    labels="labels",
+    names="label_names",
+    classes=3,
+    train_per_class=4,
+    test_per_class=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(ARCHIVES, "tiny", TINY)
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes what Python 2 and its numpy wrote: every string is bytes, every flag a number."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, text):
+        text = text.encode() if isinstance(text, str) else text
+        size = len(text)
+        self.write(b"U" + struct.pack("B", size) if size < 256 else b"T" + struct.pack("<i", size))
+        self.write(text)
+
+    def save_flag(self, flag):
+        self.save_long(int(flag))
+
+    dispatch[str] = dispatch[bytes] = save_string
+    dispatch[bool] = save_flag
+
+
+def dumps(content, protocol):
+    if protocol > 2:
+        return pickle.dumps(content, protocol)
+    file = io.BytesIO()
+    Python2Pickler(file, 2).dump(content)
+    return file.getvalue().replace(b"numpy._core", b"numpy.core")
+
+
+def write(path, contents, protocol=2):
+    """Contents are bytes, or what to pickle."""
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+        for name, content in contents.items():
+            data = content if isinstance(content, bytes) else dumps(content, protocol)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def tiny_contents():
+    """Image i of each part has i in its first pixel's blue."""
+
+    def batch(labels):
+        data = np.zeros((len(labels), 3072), np.uint8)
+        data[:, 2048] = range(len(labels))
+        return {"data": data, "labels": labels, "batch_label": "x", "filenames": []}
+
+    return {
+        "tiny/one": batch([0, 1, 2, 0, 1]),
+        "tiny/two": batch([2, 0, 1, 2, 0, 1, 2]),
+        "tiny/test": batch([2, 2, 1, 1, 0, 0]),
+        "tiny/meta": {"label_names": ["maple_tree", "sea", "lawn_mower"]},
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_batch_is_read_in_order(tmp_path, protocol):
+    path = write(tmp_path / "x.tar.gz", tiny_contents(), protocol)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, test, classes = read(path, "tiny")
+    assert classes == ["maple tree", "sea", "lawn mower"]
+    assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert test.labels.tolist() == [2, 2, 1, 1, 0, 0]
+    assert train.images[:, 0, 0, 2].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
+    assert train.images.sum() == 10 + 21  # nothing but these
+    for split in (train, test):
+        assert split.images.shape == (len(split.labels), 32, 32, 3)
+        assert split.images.dtype == np.uint8 and split.labels.dtype == np.int64
+        assert split.images.flags.c_contiguous and split.images.flags.writeable
+
+
+def test_pixels_are_planes_of_red_green_and_blue_row_by_row(tmp_path):
+    contents = tiny_contents()
+    plane = np.arange(1024).reshape(32, 32)
+    rows, columns = plane // 32 * 8, plane % 32  # up to 248: Python 2 wrote them as text
+    contents["tiny/test"]["data"][0] = np.stack([rows, columns, plane % 7]).ravel()
+    _, test, _ = read(write(tmp_path / "x.tar.gz", contents), "tiny")
+    np.testing.assert_array_equal(test.images[0], np.stack([rows, columns, plane % 7], axis=-1))
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory):
+    """All 60,000 images in the layout of the official archives, black but for a few."""
+    made = {}
+    for name, key, names in (("cifar100", "fine_labels", "fine_label_names"),
+                             ("cifar10", "labels", "label_names")):  # fmt: skip
+        archive = ARCHIVES[name]
+        rng = np.random.default_rng(0)
+
+        def batch(members, per_class):
+            labels = rng.permutation(np.arange(per_class * archive.classes) % archive.classes)
+            for member, part in zip(members, np.split(labels, len(members))):
+                data = np.zeros((len(part), 3072), np.uint8)
+                data[:, 0] = part
+                yield member, {"data": data, key: part.tolist()}
+
+        contents = dict(batch(archive.train, archive.train_per_class))
+        contents |= dict(batch(archive.test, archive.test_per_class))
+        contents[archive.meta] = {names: [f"class_{i}" for i in range(archive.classes)]}
+        made[name] = write(tmp_path_factory.mktemp(name) / archive.file, contents)
+    return made
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar100", 100), ("cifar10", 10)])
+def test_an_archive_of_official_size_and_layout_is_read(official, name, classes):
+    train, test, names = read(official[name], name)
+    for split, count in ((train, 50_000), (test, 10_000)):
+        assert split.images.shape == (count, 32, 32, 3)
+        assert (np.bincount(split.labels) == count // classes).all()
+        np.testing.assert_array_equal(split.images[:, 0, 0, 0], split.labels)
+    assert names == [f"class {i}" for i in range(classes)]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"the images are not there: {REAL}")
+def test_the_published_images_are_read():
+    train, test, classes = read(REAL, "cifar100")
+    means = train.images.reshape(-1, 3).mean(0) / 255
+    np.testing.assert_allclose(means, [0.5071, 0.4865, 0.4409], atol=5e-5)
+    assert (np.bincount(train.labels) == 500).all() and (np.bincount(test.labels) == 100).all()
+    assert len(set(classes)) == 100 and classes[:3] == ["apple", "aquarium fish", "baby"]
+    assert "maple tree" in classes and "sweet pepper" in classes
+    assert [classes[i] for i in train.labels[:3]] == ["cattle", "dinosaur", "apple"]
+    assert test.labels[:5].tolist() == [49, 33, 72, 51, 71]
+
+
+def refusal(path, name="tiny"):
+    with pytest.raises(InputError) as caught:
+        read(path, name)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+class Evil:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("member", ["tiny/meta", "tiny/two"])
+def test_a_pickle_that_runs_code_is_refused_and_does_not(tmp_path, member):
+    marker = tmp_path / "marker"
+    evil = pickle.dumps({"data": Evil(f"touch {marker}")})
+    path = write(tmp_path / "x.tar.gz", tiny_contents() | {member: evil})
+    assert refusal(path) == (
+        f"{member} could not be unpickled: it asks for {os.name}.system, which is refused"
+    )
+    assert not marker.exists()
+    pickle.loads(evil)
+    assert marker.exists()  # it is a real one
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile", "numpy.ndarray.tofile",
+     "codecs.encode", "functools.partial", "_codecs.lookup"],
+)  # fmt: skip
+def test_only_what_arrays_need_is_looked_up(tmp_path, name):
+    module, _, name = name.rpartition(".")
+    path = write(
+        tmp_path / "x.tar.gz",
+        tiny_contents() | {"tiny/meta": f"c{module}\n{name}\n.".encode()},
+    )
+    assert f"it asks for {module}.{name}, which is refused" in refusal(path)
+
+
+def test_a_way_round_by_dots_in_the_name_is_refused(tmp_path):
+    # From protocol 4 on a name is looked up attribute by attribute.
+    payload = b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
+    path = write(tmp_path / "x.tar.gz", tiny_contents() | {"tiny/meta": payload})
+    assert "it asks for numpy.ndarray.tofile, which is refused" in refusal(path)
+
+
+@pytest.mark.parametrize("share", [0, 0.2, 0.9])
+def test_a_pickle_that_ends_early_is_refused(tmp_path, share):
+    contents = tiny_contents()
+    data = dumps(contents["tiny/two"], 2)
+    contents["tiny/two"] = data[: int(share * len(data))]
+    text = refusal(write(tmp_path / "x.tar.gz", contents))
+    assert text.startswith("tiny/two could not be unpickled: ")
+
+
+def changed(member, **changes):
+    """The tiny archive with these keys of one member set, or dropped where None."""
+    contents = tiny_contents()
+    merged = contents[member] | changes
+    contents[member] = {key: value for key, value in merged.items() if value is not None}
+    return contents
+
+
+NO_DATA = "tiny/one has no data, only batch_label, filenames, labels"
+NO_LABELS = "tiny/one has no labels, only batch_label, data, filenames"
+SHAPE = "tiny/one: data must be uint8 (N, 3072), not "
+LENGTH = "tiny/one: labels must be 5 numbers, one an image"
+RANGE = "tiny/one: labels must be 0 to 2, not "
+NAMES = "tiny/meta must hold label_names, a list of 3"
+DATA = np.zeros((5, 3072))
+WRONG = {
+    "no data": ("one", {"data": None}, NO_DATA),
+    "no labels": ("one", {"labels": None}, NO_LABELS),
+    "floats": ("one", {"data": DATA}, SHAPE + "float64 (5, 3072)"),
+    "flat": ("one", {"data": DATA[0].astype(np.uint8)}, SHAPE + "uint8 (3072,)"),
+    "too wide": ("one", {"data": np.zeros((5, 3073), np.uint8)}, SHAPE + "uint8 (5, 3073)"),
+    "a list": ("one", {"data": [1, 2]}, SHAPE + "list"),
+    "a label less": ("one", {"labels": [0, 1, 2, 0]}, LENGTH),
+    "labels in words": ("one", {"labels": "01201"}, LENGTH),
+    "a label too large": ("one", {"labels": [0, 1, 3, 0, 1]}, RANGE + "3"),
+    "a label below 0": ("one", {"labels": [0, 1, -1, 0, 1]}, RANGE + "-1"),
+    "a label with a fraction": ("one", {"labels": [0, 1, 2.5, 0, 1]}, RANGE + "2.5"),
+    "no names": ("meta", {"label_names": None}, NAMES),
+    "a name less": ("meta", {"label_names": ["a", "b"]}, NAMES),
+    "names of another kind": ("meta", {"label_names": "abc"}, NAMES),
+    "an image less": (
+        "one",
+        {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 0]},
+        "tiny/one, tiny/two must hold 12 images, not 11",
+    ),
+    "a class with more": (
+        "test",
+        {"labels": [2, 2, 1, 1, 1, 0]},
+        "tiny/test must hold 2 images a class, not 1 of maple tree",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("member", "changes", "text"), WRONG.values(), ids=WRONG)
+def test_what_is_not_as_published_is_named(tmp_path, member, changes, text):
+    assert refusal(write(tmp_path / "x.tar.gz", changed(f"tiny/{member}", **changes), 4)) == text
+
+
+def test_numpy_labels_are_fine(tmp_path):
+    contents = changed("tiny/one", labels=np.array([0, 1, 2, 0, 1], np.int32))
+    train, _, _ = read(write(tmp_path / "x.tar.gz", contents), "tiny")
+    assert train.labels.dtype == np.int64 and train.labels[:5].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_a_member_that_is_missing_or_no_dict_is_named(tmp_path):
+    contents = tiny_contents() | {"tiny/two": [1]}
+    assert refusal(write(tmp_path / "x.tar.gz", contents)) == "tiny/two must hold a dict, not list"
+    del contents["tiny/two"]
+    assert refusal(write(tmp_path / "x.tar.gz", contents)) == "tiny/two is missing"
+
+
+def test_the_archive_of_another_data_set_is_refused(tmp_path):
+    path = write(tmp_path / "x.tar.gz", tiny_contents())
+    assert refusal(path, "cifar100") == "cifar-100-python/meta is missing"
+
+
+def test_a_truncated_archive_is_refused(tmp_path):
+    path = write(tmp_path / "x.tar.gz", tiny_contents())
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match="x.tar.gz is not whole, or not a tar archive"):
+        read(path, "tiny")
+
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
+BALANCED = st.tuples(st.integers(2, 6), st.integers(2, 12), st.integers(0, 9)).map(
+    lambda x: np.random.default_rng(x[2]).permutation(np.arange(x[0] * x[1]) % x[0])
+)
+
+
+@quick
+@given(labels=LABELS, share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_stratified_draws_are_as_even_as_can_be(labels, share, seed):
+    count = round(share * len(labels))
+    indices = stratified(labels, count, np.random.default_rng(seed))
+    assert len(indices) == count and (np.diff(indices) > 0).all()
+    assert set(indices) <= set(range(len(labels)))
+    drawn, there = (np.bincount(x, minlength=5) for x in (labels[indices], labels))
+    # A class has one less than another only by chance of the last turn, or because it has no more.
+    assert (np.minimum(drawn.max(initial=0) - 1, there) <= drawn).all()
+
+
+@quick
+@given(labels=LABELS, seed=st.integers(0, 99))
+def test_stratified_draws_grow(labels, seed):
+    counts = range(len(labels) + 1)
+    draws = [set(stratified(labels, n, np.random.default_rng(seed))) for n in counts]
+    assert all(few < more for few, more in zip(draws, draws[1:]))
+
+
+def test_stratified_draws_follow_the_generator_and_its_seed_alone():
+    labels = np.arange(1000) % 10
+    first, again, other = (stratified(labels, 105, np.random.default_rng(x)) for x in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    seen = np.zeros(10)
+    for seed in range(300):  # the five classes with one more are drawn at random
+        seen += np.bincount(labels[stratified(labels, 105, np.random.default_rng(seed))]) - 10
+    assert seen.sum() == 1500 and 110 < seen.min() and seen.max() < 190
+
+
+def test_stratified_draws_no_more_than_there_is():
+    with pytest.raises(ValueError, match="4 of 3 labels"):
+        stratified(np.zeros(3, int), 4, np.random.default_rng(0))
+
+
+@quick
+@given(labels=BALANCED, seed=st.integers(0, 99), data=st.data())
+def test_the_parts_of_a_division(labels, seed, data):
+    classes, per_class = labels.max() + 1, np.bincount(labels)[0]
+    validation = data.draw(st.integers(0, len(labels) - classes))
+    least = per_class - -(-validation // classes)
+    train_per_class = data.draw(st.just("all") | st.integers(1, least))
+    captioned = data.draw(st.integers(0, len(labels) - validation))
+    parts = divide(labels, validation, train_per_class, captioned, seed)
+    sizes = {name: len(part) for name, part in parts.items()}
+    total = len(labels) - validation if train_per_class == "all" else train_per_class * classes
+    assert sizes == {"validation": validation, "train": total, "captioned": captioned}
+    for part in parts.values():
+        assert (np.diff(part) > 0).all() and set(part) <= set(range(len(labels)))
+    held_out_counts = np.bincount(labels[parts["validation"]], minlength=classes)
+    assert held_out_counts.max() - held_out_counts.min() <= 1
+    if train_per_class != "all":
+        assert (np.bincount(labels[parts["train"]]) == train_per_class).all()
+    held_out = set(parts["validation"])
+    assert not held_out & set(parts["train"]) and not held_out & set(parts["captioned"])
+
+
+@quick
+@given(labels=BALANCED, seed=st.integers(0, 99))
+def test_a_division_is_repeatable_and_validation_the_same_whatever_is_trained_on(labels, seed):
+    classes = labels.max() + 1
+    first, again, other = (
+        divide(labels, classes, *sizes, seed) for sizes in (("all", 0), ("all", 0), (1, classes))
+    )
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert np.array_equal(first["validation"], other["validation"])
+    assert not len(first["captioned"])
+
+
+def test_a_division_follows_the_seed():
+    labels = np.arange(1000) % 10
+    first, other = (divide(labels, 100, 20, 200, seed) for seed in (0, 1))
+    assert not any(np.array_equal(first[name], other[name]) for name in first)
+
+
+def test_train_and_captioned_images_are_drawn_apart():
+    parts = divide(np.arange(1000) % 10, 100, 20, 200, 0)
+    assert 0 < len(set(parts["train"]) & set(parts["captioned"])) < 200
+
+
+ASKED = {
+    "validation": (
+        (91, "all", 0),
+        "dataset.validation is 91: must leave an image a class, so at most 90",
+    ),
+    "train": (
+        (20, 9, 0),
+        "dataset.train_per_class is 9: must be all or at most 8, "
+        "what dataset.validation leaves of each class",
+    ),
+    "captioned": (
+        (20, "all", 81),
+        "dataset.captioned_images is 81: must be at most 80, "
+        "what dataset.validation leaves of 100 images",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sizes", "text"), ASKED.values(), ids=ASKED)
+def test_more_than_there_is_is_refused_by_its_param(sizes, text):
+    with pytest.raises(InputError) as caught:
+        divide(np.arange(100) % 10, *sizes, 0)
+    assert str(caught.value) == text
