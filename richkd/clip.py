@@ -1,184 +1,209 @@
-"""CLIP (Radford et al., ICML 2021) as a teacher: training small towers, zero-shot classification."""
+"""CLIP (Radford et al., ICML 2021) as a teacher: open_clip's models, zero-shot classification."""
 
-import math
-from collections.abc import Sequence
-from functools import partial
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from richkd.engine import autocast
 from richkd.errors import InputError
 from richkd.models import ModelOutput
-from richkd.params import ClipModel, ClipTraining
-from richkd.resume import Checkpoint
+from richkd.params import ClipTowers
 from richkd.weights import load_into
 
-CHECKPOINT_EVERY = 20  # steps
+Tokenizer = Callable[[list[str]], Tensor]  # texts to token ids (texts, context length)
 
 
-def create(config: ClipModel) -> nn.Module:
-    """open_clip's CLIP with small towers, freshly initialised."""
+class Input(NamedTuple):
+    """What an image tower takes: its side in pixels, its normalisation, how images are resized."""
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: str = "bicubic"
+
+
+def create(model: ClipTowers | str, quick_gelu: bool = False) -> nn.Module:
+    """Freshly initialised: one of open_clip's models by its name, or its CLIP with small towers.
+
+    InputError for a name that open_clip does not know.
+    """
     import open_clip
 
+    if isinstance(model, str):
+        if model not in open_clip.list_models():
+            raise InputError(f"clip.model is {model!r}: must be one of open_clip.list_models()")
+        logging.disable(logging.WARNING)  # "initialized randomly", as asked for
+        try:
+            return open_clip.create_model(
+                model, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu
+            )
+        finally:
+            logging.disable(logging.NOTSET)
     vision = open_clip.CLIPVisionCfg(
-        layers=list(config.vision_layers), width=config.vision_width, image_size=config.image_size
+        layers=list(model.vision_layers), width=model.vision_width, image_size=model.image_size
     )
     text = open_clip.CLIPTextCfg(
-        context_length=config.context_length,
-        width=config.text_width,
-        heads=config.text_heads,
-        layers=config.text_layers,
+        context_length=model.context_length,
+        width=model.text_width,
+        heads=model.text_heads,
+        layers=model.text_layers,
     )
-    return open_clip.CLIP(config.embed_dim, vision, text)
+    return open_clip.CLIP(model.embed_dim, vision, text)
 
 
-def tokenize(config: ClipModel, texts: list[str]) -> Tensor:
-    """Token ids (texts, context_length); InputError where a text is longer than that."""
+def pretrained(model: str, tag: str) -> tuple[nn.Module, bool]:
+    """One of open_clip's (model, tag) with its weights, and whether these need QuickGELU.
+
+    open_clip downloads the weights into its own cache. InputError for an unknown pair, and where
+    the weights cannot be had.
+    """
     import open_clip
 
-    tokens = open_clip.tokenize(texts)  # zeros from the end of each text on
-    longest = int(tokens.count_nonzero(1).max())
-    if longest > config.context_length:
-        length = config.context_length
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        known = f"{model} has {', '.join(tags)}" if tags else f"{model} has none"
+        raise InputError(f"clip.tag is {tag!r}: {known}; see open_clip.list_pretrained()")
+    source = open_clip.get_pretrained_cfg(model, tag)
+    # open_clip only warns where weights trained with QuickGELU meet a model without it.
+    quick_gelu = source.get("quick_gelu", False)
+    try:
+        network = open_clip.create_model(model, pretrained=tag, force_quick_gelu=quick_gelu)
+    except Exception as error:  # each way to download has exceptions of its own
+        place = source.get("hf_hub") or source.get("url")
         raise InputError(
-            f"clip.model.context_length is {length}: the longest prompt or caption has {longest} tokens"
-        )
-    return tokens[:, : config.context_length]
+            f"the weights of clip.model {model}, clip.tag {tag} could not be had from {place}: fetch "
+            "the file where there is a network and name it with clip.source: checkpoint, clip.path "
+            f"({_line(error)})"
+        ) from None
+    return network, quick_gelu
 
 
-def preprocess(pixels: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pixels in [0, 1], (N, 3, H, W), to CLIP's input (N, 3, size, size)."""
-    resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    shape = (1, 3, 1, 1)
-    mean, std = (torch.tensor(x, device=pixels.device).view(shape) for x in (mean, std))
+def from_checkpoint(model: str, path: Path | str) -> nn.Module:
+    """One of open_clip's models with the weights of a local file; InputError where they do not fit."""
+    import open_clip
+
+    network = create(model)
+    try:
+        open_clip.load_checkpoint(network, str(path), strict=True, weights_only=True)
+    except Exception as error:  # a missing file, another model's, a pickle that is not weights alone
+        raise InputError(f"clip.path {path} holds no weights of {model}: {_line(error)}") from None
+    return network
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def input_of(clip: nn.Module) -> Input:
+    """What one of open_clip's named models takes."""
+    import open_clip
+
+    config = open_clip.get_model_preprocess_cfg(clip)
+    size = config["size"]
+    side = size if isinstance(size, int) else size[0]
+    return Input(side, config["mean"], config["std"], config["interpolation"])
+
+
+def tokenizer(model: ClipTowers | str) -> Tokenizer:
+    """Its tokens are as long as the model reads; InputError for a text that is longer."""
+    import open_clip
+
+    if isinstance(model, str):
+        tokens_of = open_clip.get_tokenizer(model)
+    else:
+        tokens_of = open_clip.SimpleTokenizer(context_length=model.context_length)
+
+    def tokenize(texts: list[str]) -> Tensor:
+        if isinstance(tokens_of, open_clip.SimpleTokenizer):  # it cuts off what is too long
+            longest = max(texts, key=lambda text: len(tokens_of.encode(text)))
+            needed = len(tokens_of.encode(longest)) + 2  # a start and an end
+            if needed > tokens_of.context_length:
+                raise InputError(
+                    f"CLIP reads {tokens_of.context_length} tokens, {longest!r} has {needed}: "
+                    "shorten the prompt or caption, or raise clip.model.context_length"
+                )
+        return tokens_of(texts)
+
+    return tokenize
+
+
+def preprocess(pixels: Tensor, expected: Input) -> Tensor:
+    """Square images, pixels in [0, 1], (N, 3, H, H), to CLIP's input (N, 3, size, size).
+
+    What open_clip does to each image with PIL, for a batch on its device.
+    """
+    size = (expected.size, expected.size)
+    resized = F.interpolate(pixels, size, mode=expected.interpolation, antialias=True).clamp(0, 1)
+    mean, std = (
+        torch.tensor(x, device=pixels.device).view(1, 3, 1, 1) for x in (expected.mean, expected.std)
+    )
     return (resized - mean) / std
 
 
 class ZeroShot(nn.Module):
     """CLIP as a classifier: its logits are `scale` times the cosine of image and class embeddings.
 
-    Called with pixels in [0, 1], (N, 3, H, W), it returns ModelOutput(logits (N, C), unit image
-features (N, D)). `classifier` is the unit class embeddings (C, D); mean and std are those of
-    CLIP's own input.
+    Called with pixels in [0, 1], (N, 3, H, H), it returns ModelOutput(logits (N, C), unit image
+    features (N, D)), float32. `classifier` is the unit class embeddings (C, D). On a GPU the image
+    tower runs in half precision.
     """
 
-    def __init__(
-        self,
-        clip: nn.Module,
-        config: ClipModel,
-        classifier: Tensor,
-        scale: float,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ):
+    def __init__(self, clip: nn.Module, classifier: Tensor, scale: float, expected: Input):
         super().__init__()
-        self.clip, self.config, self.scale, self.mean, self.std = clip, config, scale, mean, std
+        self.clip, self.scale, self.expected = clip, scale, expected
         self.register_buffer("classifier", classifier)
 
     def forward(self, pixels: Tensor) -> ModelOutput:
-        images = preprocess(pixels, self.config.image_size, self.mean, self.std)
-        features = self.clip.encode_image(images, normalize=True).float()
+        images = preprocess(pixels, self.expected)
+        half = torch.autocast("cuda", torch.float16) if pixels.is_cuda else nullcontext()
+        with half:
+            features = self.clip.encode_image(images)
         with torch.autocast(pixels.device.type, enabled=False):  # 16 bits would round the logits
+            features = F.normalize(features.float(), dim=1)
             return ModelOutput(self.scale * features @ self.classifier.T, features)
 
 
+def templates(prompts: Literal["imagenet80"] | Sequence[str]) -> list[str]:
+    """The templates themselves, with {} for the class name; `imagenet80` are open_clip's 80."""
+    import open_clip
+
+    if prompts == "imagenet80":
+        return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    return list(prompts)
+
+
 def class_embeddings(
-    clip: nn.Module, config: ClipModel, classes: Sequence[str], prompts: Sequence[str]
+    clip: nn.Module, tokens_of: Tokenizer, classes: Sequence[str], prompts: Sequence[str]
 ) -> Tensor:
     """Unit text embeddings (C, D): the mean over the prompts of the unit embeddings, normalised."""
     import open_clip
 
     device = next(clip.parameters()).device
-    tokens = partial(tokenize, config)
-    return open_clip.build_zero_shot_classifier(clip.eval(), tokens, classes, prompts, device=device).T
+    return open_clip.build_zero_shot_classifier(
+        clip.eval(), tokens_of, classes, list(prompts), device=device
+    ).T
 
 
 def load_zero_shot(path: Path | str, record: dict[str, Any]) -> ZeroShot:
     """The model that `stages.clip` saved; InputError where the weights do not fit the record."""
-    config = ClipModel(**{key: _tuple(value) for key, value in record["model"].items()})
-    classifier = torch.zeros(len(record["classes"]), config.embed_dim)
-    scale, mean, std = (record[name] for name in ("scale", "mean", "std"))
-    model = ZeroShot(create(config), config, classifier, scale, mean, std)
-    load_into(model, f"{path}.safetensors")
-    return model
+    model = architecture(record)
+    network = create(model, record["quick_gelu"])
+    classifier = torch.zeros(len(record["classes"]), record["embed_dim"])
+    zero_shot = ZeroShot(network, classifier, record["scale"], Input(**record["input"]))
+    load_into(zero_shot, f"{path}.safetensors")
+    return zero_shot
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def fit(
-    clip: nn.Module,
-    config: ClipModel,
-    training: ClipTraining,
-    pixels: Tensor,
-    labels: Tensor,
-    classes: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
-    precision: str,
-    checkpoint: Checkpoint,
-) -> list[dict[str, float]]:
-    """Train CLIP with the contrastive loss on images and captions made from their class names.
-
-    As in CLIP, every other pair of a batch is a negative, those of the same class too: with few
-    classes that holds the logit scale down.
-
-    Pixels in [0, 1], (N, 3, H, W); labels (N,). Returns a row of the mean loss every 20 steps,
-    where a killed run goes on. Images are resized and normalised once.
-    """
-    import open_clip
-
-    device = pixels.device
-    images = torch.cat([preprocess(part, config.image_size, mean, std) for part in pixels.split(1000)])
-    texts = [[caption.format(name) for name in classes] for caption in training.captions]
-    tokens = torch.stack([tokenize(config, rows) for rows in texts]).to(device)
-    optimizer = torch.optim.AdamW(
-        clip.parameters(), training.lr, weight_decay=training.weight_decay, fused=True
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.lr, training.steps, cycle_momentum=False
-    )
-    contrastive = open_clip.ClipLoss()
-    parts = {"model": clip, "optimizer": optimizer, "scheduler": scheduler}
-    history: list[dict[str, float]] = []
-    if state := checkpoint.load(device):
-        history = state.pop("history")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    clip.train()
-    first = history[-1]["step"] if history else 0
-    total = torch.zeros((), device=device)
-    progress = tqdm(range(first, training.steps), "clip", training.steps, initial=first, unit="step")
-    for step in progress:
-        draw = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
-        shape = (min(training.batch_size, len(labels)),)
-        ids = torch.randint(len(labels), shape, generator=draw, device=device)
-        captions = torch.randint(len(tokens), shape, generator=draw, device=device)
-        batch = images[ids].contiguous(memory_format=torch.channels_last)
-        with autocast(device, precision):
-            image, text, scale = clip(batch, tokens[captions, labels[ids]])
-        loss = contrastive(image.float(), text.float(), scale)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(100))  # as CLIP's authors did
-        total += loss.detach()
-        done = step + 1
-        if done % CHECKPOINT_EVERY == 0 or done == training.steps:
-            steps = done - (history[-1]["step"] if history else 0)
-            history.append({"step": done, "loss": (total / steps).item()})
-            if not math.isfinite(history[-1]["loss"]):
-                raise InputError(f"clip: the loss is {history[-1]['loss']} at step {done}: lower lr")
-            progress.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-            total.zero_()
-            states = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.save(history=history, **states)
-    return history
+def architecture(record: dict[str, Any]) -> ClipTowers | str:
+    """What `create` and `tokenizer` take, from the record beside the weights."""
+    model = record["model"]
+    if isinstance(model, str):
+        return model
+    lists_as_tuples = {key: tuple(x) if isinstance(x, list) else x for key, x in model.items()}
+    return ClipTowers(**lists_as_tuples)

@@ -7,6 +7,10 @@ parts. Each split is composed from its own pool of scans: no scan is in two spli
 
 import numpy as np
 
+from richkd.dataset import Split
+from richkd.errors import InputError
+from richkd.params import Digits
+
 UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
@@ -49,3 +53,29 @@ def compose(
             scan = pool[digit][rng.integers(len(pool[digit]))]
             images[i, top : top + 8, side * 8 : side * 8 + 8] = scan
     return np.repeat(images[..., None], 3, axis=-1), labels
+
+
+def prepare(p: Digits) -> tuple[dict[str, Split], list[str]]:
+    """The splits train, validation, test and captioned, and the classes' names."""
+    classes = CLASSES if p.classes == "all" else list(p.classes)
+    if unknown := [name for name in classes if name not in CLASSES]:
+        raise InputError(f"dataset.classes has {unknown[0]!r}: must be numbers, zero to ninety-nine")
+    if len(classes) < 2:
+        raise InputError(f"dataset.classes is {classes}: must name at least two")
+    numbers = np.array([CLASSES.index(name) for name in classes])
+    counts = {
+        "train": p.train_per_class * len(classes),
+        "validation": p.validation_images,
+        "test": p.test_images,
+        "captioned": p.captioned_images,
+    }
+    for name, count in counts.items():
+        if count < len(classes):
+            raise InputError(f"dataset has {count} {name} images: at least {len(classes)}, one a class")
+    scans = pools(p.seed)
+    scans["captioned"] = scans["train"]
+    splits = {}
+    for stream, (name, count) in enumerate(counts.items(), start=1):
+        rng = np.random.default_rng([p.seed, stream])
+        splits[name] = Split(*compose(scans[name], numbers, count, rng))
+    return splits, classes

@@ -110,9 +110,9 @@ def fit(
     as `richkd.objectives.Objective` does.
 
     A row has the mean of each loss term, the training accuracy and, ten times a run, the accuracy
-    on `validation` (normalised images, labels). What is random in an epoch follows from the seed
-    and the epoch's number alone, so a run that goes on from its checkpoint ends, on a CPU, bit for
-    bit where the unbroken one does. The model is left as the last epoch leaves it.
+    on `validation` (normalised images, labels) if it holds any. What is random in an epoch follows
+    from the seed and the epoch's number alone, so a run that goes on from its checkpoint ends, on a
+    CPU, bit for bit where the unbroken one does. The model is left as the last epoch leaves it.
     """
     parameters = [*model.parameters(), *objective.parameters()]
     optimizer = torch.optim.SGD(
@@ -154,8 +154,9 @@ def fit(
         history.append({"epoch": epoch + 1, **dict(zip(names, (sums / len(data)).tolist()))})
         if not math.isfinite(history[-1]["loss"]):
             raise InputError(f"{title}: the loss is {history[-1]['loss']} in epoch {epoch + 1}: lower lr")
-        if (epoch + 1) % max(1, training.epochs // VALIDATIONS) == 0 or epoch + 1 == training.epochs:
-            images, labels = validation
+        due = (epoch + 1) % max(1, training.epochs // VALIDATIONS) == 0 or epoch + 1 == training.epochs
+        images, labels = validation
+        if due and len(labels):
             logits, _ = predict(model, images, 100, precision)
             history[-1]["validation_accuracy"] = accuracy(logits, labels)
             progress.set_postfix(validation_accuracy=f"{history[-1]['validation_accuracy']:.3f}")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from string import Formatter
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -62,12 +62,16 @@ def _list_of(item: Any) -> Any:
     return Annotated[tuple[item, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
+Text = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Urls = _list_of(Annotated[str, Field(pattern="^https?://")])
 Prompts = _list_of(Annotated[str, AfterValidator(_template)])
+Channels = Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
 
 
 @section
-class Dataset:
-    """What `prepare` composes."""
+class Digits:
+    """The embedded data set, composed by `prepare`."""
 
     name: Literal["digits"]
     classes: Literal["all"] | _list_of(str)  # all, or the class names to keep
@@ -76,6 +80,20 @@ class Dataset:
     test_images: Count
     captioned_images: Count  # what CLIP is trained on, composed of the training scans
     seed: Seed
+
+
+@section
+class Cifar:
+    """CIFAR-100 or CIFAR-10 from the official archive."""
+
+    name: Literal["cifar100", "cifar10"]
+    urls: Urls  # tried in turn, unless `archive` is given
+    archive: Text | None  # a local copy
+    sha256: Sha256 | None  # of a local copy that is not the official archive
+    train_per_class: Literal["all"] | Count  # labelled training images a class
+    validation: Whole  # images taken from the training images; 0 trains on all of them
+    captioned_images: Whole  # training images with captions, where CLIP is trained
+    seed: Seed  # of the split
 
 
 @section
@@ -109,12 +127,51 @@ class Training:
 
 
 @section
-class Teacher(Training):
+class TrainedTeacher(Training):
+    source: Literal["train"]
     seed: Seed
+    min_accuracy: Share  # on the test images; below, the teacher stage fails
 
 
 @section
-class ClipModel:
+class CheckpointTeacher:
+    """Weights from a file: a state_dict, `{"model": ...}`, or safetensors."""
+
+    source: Literal["checkpoint"]
+    arch: str
+    path: Text
+    sha256: Sha256 | None
+    mean: Channels  # what its input was normalised with
+    std: Channels
+    min_accuracy: Share
+
+
+@section
+class MdistillerTeacher:
+    """One of the teachers that the papers share, from `cifar_teachers.tar`."""
+
+    source: Literal["mdistiller"]
+    arch: str
+    urls: Urls
+    sha256: Sha256 | None  # of the archive
+    min_accuracy: Share
+
+
+@section
+class TorchvisionTeacher:
+    """One of torchvision's, by its name there, with its weights by their name there."""
+
+    source: Literal["torchvision"]
+    arch: str
+    weights: Text  # DEFAULT, IMAGENET1K_V1, ...
+    min_accuracy: Share
+
+
+Teacher = TrainedTeacher | CheckpointTeacher | MdistillerTeacher | TorchvisionTeacher
+
+
+@section
+class ClipTowers:
     """Small towers for `open_clip.CLIP`: a modified ResNet and a text transformer."""
 
     embed_dim: Count
@@ -140,11 +197,40 @@ class ClipTraining:
 
 
 @section
-class Clip:
-    model: ClipModel
-    training: ClipTraining
-    prompts: Prompts  # the zero-shot classifier is the mean over these
+class Prompting:
+    """How CLIP's text becomes a classifier."""
+
+    prompts: Literal["imagenet80"] | Prompts  # the mean over these; imagenet80 are open_clip's
     logit_scale: Literal["model"] | Annotated[float, Field(gt=0, le=1000)]  # logits are this times the cosine
+
+
+@section
+class TrainedClip(Prompting):
+    source: Literal["train"]
+    model: ClipTowers
+    training: ClipTraining
+
+
+@section
+class PretrainedClip(Prompting):
+    """Any (model, tag) of open_clip."""
+
+    source: Literal["pretrained"]
+    model: Text
+    tag: Text
+
+
+@section
+class CheckpointClip(Prompting):
+    """A local file with weights of one of open_clip's models."""
+
+    source: Literal["checkpoint"]
+    model: Text
+    path: Text
+    sha256: Sha256 | None
+
+
+Clip = TrainedClip | PretrainedClip | CheckpointClip
 
 
 @section
@@ -194,10 +280,34 @@ class Distill:
 
 
 @section
-class Corruptions:
+class CorruptionSets:
     names: _list_of(Corruption)
     severities: _list_of(Annotated[int, Field(ge=1, le=5)])
+
+
+@section
+class GeneratedCorruptions(CorruptionSets):
+    source: Literal["generate"]
     seed: Seed
+
+
+@section
+class DownloadedCorruptions(CorruptionSets):
+    """The published sets: CIFAR-100-C, CIFAR-10-C."""
+
+    source: Literal["download"]
+    urls: Urls
+
+
+@section
+class LocalCorruptions(CorruptionSets):
+    """The published sets, as their tar or its folder."""
+
+    source: Literal["path"]
+    path: Text
+
+
+Corruptions = GeneratedCorruptions | DownloadedCorruptions | LocalCorruptions
 
 
 @section
@@ -214,36 +324,46 @@ class Calibration:
 
 @section
 class Params:
-    dataset: Dataset
+    dataset: Annotated[Digits | Cifar, Field(discriminator="name")]
     views: Views
     runtime: Runtime
-    teacher: Teacher
-    clip: Clip
+    teacher: Annotated[Teacher, Field(discriminator="source")]
+    clip: Annotated[Clip, Field(discriminator="source")]
     cache: Cache
     student: Training
     fusion: Fusion
     crd: Crd
     baseline: BaselineParams
     distill: Distill
-    corruptions: Corruptions
+    corruptions: Annotated[Corruptions, Field(discriminator="source")]
     evaluate: Evaluate
     calibration: Calibration
 
     def __post_init__(self) -> None:
         for key in ("teacher", "student"):
-            training = getattr(self, key)
-            if training.arch not in models.names():
+            network = getattr(self, key)
+            if isinstance(network, TorchvisionTeacher):
+                continue  # its names are known to torchvision alone
+            if network.arch not in models.names():
                 allowed = ", ".join(models.names())
-                raise InputError(f"{key}.arch is {training.arch!r}: must be one of {allowed}")
-            late = [epoch for epoch in training.milestones if epoch >= training.epochs]
-            if training.schedule == "step" and late:
-                raise InputError(f"{key}.milestones is {late}: must be below {training.epochs} epochs")
-        clip = self.clip.model
-        if clip.text_width % clip.text_heads:
-            width = clip.text_width
-            raise InputError(
-                f"clip.model.text_heads is {clip.text_heads}: must divide text_width, {width}"
-            )
+                raise InputError(f"{key}.arch is {network.arch!r}: must be one of {allowed}")
+            if isinstance(network, Training):
+                late = [epoch for epoch in network.milestones if epoch >= network.epochs]
+                if network.schedule == "step" and late:
+                    raise InputError(
+                        f"{key}.milestones is {late}: must be below {network.epochs} epochs"
+                    )
+        if isinstance(self.clip, TrainedClip):
+            towers = self.clip.model
+            if towers.text_width % towers.text_heads:
+                raise InputError(
+                    f"clip.model.text_heads is {towers.text_heads}: must divide text_width, "
+                    f"{towers.text_width}"
+                )
+            if not self.dataset.captioned_images:
+                raise InputError(
+                    "dataset.captioned_images is 0: clip.source train needs images to train on"
+                )
         trained = ["teacher", "clip", *self.baseline.variants, *self.distill.variants]
         if set(trained) != set(self.evaluate.models):
             raise InputError(
@@ -294,12 +414,17 @@ def _explain(errors: list[dict[str, Any]]) -> str:
     location = _location(error)
     key = ".".join(location)
     if error["type"] == "unexpected_keyword_argument":
-        allowed = _keys_of(location[:-1])
+        allowed = _keys_beside(error)
         close = get_close_matches(location[-1], allowed, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{key} is not a parameter: {hint}allowed are {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{key} is missing"
+    if error["type"].startswith("union_tag"):  # which kind of section it is, is itself wrong
+        tag = error["ctx"]["discriminator"].strip("'")
+        if error["type"] == "union_tag_not_found":
+            return f"{key}.{tag} is missing"
+        return f"{key}.{tag} is {error['ctx']['tag']!r}: must be one of {error['ctx']['expected_tags']}"
     if not key:  # a check across sections names its keys itself
         return str(error.get("ctx", {}).get("error", error["msg"]))
     same = [_message(other) for other in errors if _location(other) == location]
@@ -315,14 +440,34 @@ def _message(error: dict[str, Any]) -> str:
 def _location(error: dict[str, Any]) -> list[str]:
     """The keys down to the value, without pydantic's names for the branches of a union."""
     parts = [str(part) for part in error["loc"]]
+    if len(parts) > 1 and parts[0] in _kinds():
+        del parts[1]  # the kind of section
     kept = [part for part in parts if part.isidentifier() or part.isdigit()]
     if error["type"] == "unexpected_keyword_argument" and kept[-1:] != parts[-1:]:
         kept.append(parts[-1])  # a wrong key may look like anything
     return kept
 
 
-def _keys_of(location: Sequence[str]) -> list[str]:
-    kind = Params
-    for part in location:
+def _keys_beside(error: dict[str, Any]) -> list[str]:
+    """The keys allowed where a wrong one stands."""
+    kind: Any = Params
+    if len(error["loc"]) > 1 and error["loc"][0] in _kinds():
+        kind = _kinds()[error["loc"][0]][error["loc"][1]]
+        path = error["loc"][2:-1]
+    else:
+        path = error["loc"][:-1]
+    for part in path:
         kind = get_type_hints(kind)[part]
     return [field.name for field in fields(kind)]
+
+
+def _kinds() -> dict[str, dict[str, type]]:
+    """The sections that come in several kinds, by the word that tells these apart."""
+    kinds = {}
+    for name, hint in get_type_hints(Params, include_extras=True).items():
+        if tag := getattr(getattr(hint, "__metadata__", [None])[0], "discriminator", None):
+            of = {}
+            for kind in get_args(get_args(hint)[0]):
+                of |= dict.fromkeys(get_args(get_type_hints(kind)[tag]), kind)
+            kinds[name] = of
+    return kinds

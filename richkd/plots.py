@@ -58,14 +58,21 @@ def fusion_curve(
 
 @matplotlib.rc_context(STYLE)
 def training(curves: pd.DataFrame, color: str) -> bytes:
-    """SVG of validation accuracy and loss terms over epochs: thin a seed, thick their mean."""
-    figure = Figure(figsize=(3.5, 3.6))
-    top, bottom = figure.subplots(2, sharex=True)
-    figure.subplots_adjust(left=0.17, right=0.97, top=0.97, bottom=0.12, hspace=0.12)
+    """SVG of loss terms over epochs, below validation accuracy if there is any.
+
+    Thin is a seed, thick their mean.
+    """
     # Validation runs every few epochs; the others have no value.
     validation = curves.dropna(subset="validation_accuracy")
-    _seeds_and_mean(top, validation, "validation_accuracy", color, 100)
-    top.set(ylim=(0, 101), ylabel="validation accuracy, %")
+    height = 2.1 if validation.empty else 3.6
+    figure = Figure(figsize=(3.5, height))
+    *top, bottom = figure.subplots(1 if validation.empty else 2, sharex=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(
+        left=0.17, right=0.97, top=1 - 0.1 / height, bottom=0.43 / height, hspace=0.12
+    )
+    for axes in top:
+        _seeds_and_mean(axes, validation, "validation_accuracy", color, 100)
+        axes.set(ylim=(0, 101), ylabel="validation accuracy, %")
     for term in (name for name in TERM_COLORS if name in curves):
         _seeds_and_mean(bottom, curves, term, TERM_COLORS[term])
     bottom.set(yscale="log", ylabel="loss terms", xlabel="epoch")
@@ -112,13 +119,18 @@ def overview(
     """PNG, 1600 x 600: the fused teacher's validation accuracy over alpha, and test accuracies.
 
     `values` has the validation accuracies of teacher, clip and fused, `runs` each model's test
-    accuracies, one a seed, and `labels` its name.
+    accuracies, one a seed, and `labels` its name. Where `curve` is empty, the test accuracies
+    alone, 800 x 600.
     """
-    figure = Figure(figsize=(8, 3), dpi=200)
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.9, bottom=0.16, wspace=0.28)
-    _fusion_curve(left, curve, "accuracy", alpha, values)
-    left.set(ylabel="%", title="Fused teacher, validation accuracy")
+    width = 4 if curve.empty else 8
+    figure = Figure(figsize=(width, 3), dpi=200)
+    *left, right = figure.subplots(1, 1 if curve.empty else 2, squeeze=False)[0]
+    figure.subplots_adjust(
+        left=0.6 / width, right=1 - 0.12 / width, top=0.9, bottom=0.16, wspace=0.28
+    )
+    for axes in left:
+        _fusion_curve(axes, curve, "accuracy", alpha, values)
+        axes.set(ylabel="%", title="Fused teacher, validation accuracy")
     for place, (model, values) in enumerate(runs.items()):
         percents, color = 100 * np.array(values), COLORS[model]
         spread = percents.std(ddof=1) if len(percents) > 1 else None

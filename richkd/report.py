@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
+from safetensors import safe_open
 from scipy.special import softmax
 
 from richkd import plots
@@ -61,7 +62,7 @@ def summarize(models: Sequence[str]) -> Summary:
     """`{model: {metric: number}}`: means over seeds, and `<metric>_sd` where there are several.
 
     Accuracy on validation images, everything else on test images; calibration as in
-    `metrics/calibrate`.
+    `metrics/calibrate`. What needs validation images is there only if these are.
     """
     return {model: _flat(_figures(model)) for model in models}
 
@@ -70,20 +71,26 @@ def _figures(model: str) -> dict[str, dict[str, float]]:
     """Metrics of `model` in the shape of `richkd.metrics.summarize`."""
     calibration = read_json(f"metrics/calibrate/{model}.json")
     clean, corrupted = calibration["clean"], calibration["corrupted"]
-    if model == "fused":
-        validation = {"mean": read_json("metrics/fusion.json")["fused"]["accuracy"]}
-    elif model == "clip":
-        validation = {"mean": read_json("metrics/cache/clip.json")["validation_accuracy"]}
-    else:
-        validation = read_json(f"metrics/train/{model}.json")["validation_accuracy"]
-    return {
-        "validation_accuracy": validation,
+    figures = {
+        "validation_accuracy": _validation_accuracy(model),
         **read_json(f"metrics/evaluate/{model}.json"),
-        **{key: clean[key] for key in ("ece", "ece_tempered", "nll", "confident_wrong")},
+        **{key: clean.get(key) for key in ("ece", "ece_tempered", "nll", "confident_wrong")},
         "corrupted_ece": corrupted["ece"],
-        "corrupted_ece_tempered": corrupted["ece_tempered"],
+        "corrupted_ece_tempered": corrupted.get("ece_tempered"),
         "corrupted_confident_wrong": corrupted["confident_wrong"],
     }
+    return {metric: values for metric, values in figures.items() if values}
+
+
+def _validation_accuracy(model: str) -> dict[str, float] | None:
+    """In the same shape; None without validation images."""
+    if model == "fused":
+        fusion = read_json("metrics/fusion.json")
+        return {"mean": fusion["fused"]["accuracy"]} if fusion else None
+    if model == "clip":
+        cache = read_json("metrics/cache/clip.json")
+        return {"mean": cache["validation_accuracy"]} if cache else None
+    return read_json(f"metrics/train/{model}.json").get("validation_accuracy")
 
 
 def _flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -117,7 +124,7 @@ def table(summary: Summary, runs: dict[str, list[float]]) -> pd.DataFrame:
 
 
 def findings(
-    summary: Summary, baselines: Sequence[str], distilled: Sequence[str]
+    summary: Summary, baselines: Sequence[str], distilled: Sequence[str], dataset: str
 ) -> list[str]:
     """What the numbers say, whichever way they fall; accuracies on test images."""
     reference = "kd" if "kd" in baselines else baselines[0]
@@ -132,13 +139,14 @@ def findings(
             if behind > 0
             else "No student is above ce, trained on labels alone, on clean images."
         )
-    gap = 100 * (summary[best]["top1"] - summary[best]["validation_accuracy"])
-    sentences.append(
-        "The spread over seeds says nothing about the choice of images, which share scans within a "
-        f"split: {best} is {signed(gap)} points on test against validation images. Differences "
-        "between models on the same images are the firmer figure."
-    )
-    return sentences
+    caution = "The spread over seeds says nothing about the choice of images"
+    if dataset == "digits":
+        caution += ", which share scans within a split"
+    if "validation_accuracy" in summary[best]:
+        gap = 100 * (summary[best]["top1"] - summary[best]["validation_accuracy"])
+        caution += f": {best} is {signed(gap)} points on test against validation images"
+    firmer = "Differences between models on the same images are the firmer figure."
+    return [*sentences, f"{caution}. {firmer}"]
 
 
 def _comparison(summary: Summary, variant: str, reference: str) -> str:
@@ -195,11 +203,12 @@ def spread(values: dict[str, float], metric: str) -> str:
 # --- examples -----------------------------------------------------------------------------------
 
 
-def choose_examples(correct: dict[str, np.ndarray], best: str, reference: str) -> list[Example]:
+def choose_examples(correct: dict[str, np.ndarray], shown: str, reference: str) -> list[Example]:
     """The first test image of each kind of agreement or disagreement that occurs, none twice.
 
-    `correct` has for each model whether it is right, (N,) bool. Kinds come in pairs, for and
-    against: which model gains is not what chooses.
+    `correct` has for each model whether it is right, (N,) bool; `shown` and `reference` are the
+    students to compare. Kinds come in pairs, for and against: which model gains is not what
+    chooses.
     """
     teacher, clip, fused = (correct[model] for model in TEACHERS)
     everyone = np.stack(list(correct.values()))
@@ -209,9 +218,9 @@ def choose_examples(correct: dict[str, np.ndarray], best: str, reference: str) -
         "The teacher is wrong, the fused teacher right": ~teacher & fused,
         "CLIP is wrong, the fused teacher right": ~clip & fused,
         "One part is right, the fused teacher wrong": (teacher | clip) & ~fused,
-        f"The fused teacher is right, {best} wrong": fused & ~correct[best],
-        f"{reference} is wrong, {best} right": ~correct[reference] & correct[best],
-        f"{reference} is right, {best} wrong": correct[reference] & ~correct[best],
+        f"The fused teacher is right, {shown} wrong": fused & ~correct[shown],
+        f"{reference} is wrong, {shown} right": ~correct[reference] & correct[shown],
+        f"{reference} is right, {shown} wrong": correct[reference] & ~correct[shown],
     }
     chosen = []
     for kind, held in kinds.items():
@@ -223,14 +232,14 @@ def choose_examples(correct: dict[str, np.ndarray], best: str, reference: str) -
 
 
 def _examples(
-    models: Sequence[str], best: str, reference: str, test: Split, classes: Sequence[str]
+    models: Sequence[str], shown: str, reference: str, test: Split, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     # The first seed's: an example shows one model's answer, not a mean.
     logits = {model: np.load(f"predictions/{model}/test.npy", mmap_mode="r")[0] for model in models}
     answers = {model: scores.argmax(1) for model, scores in logits.items()}
     correct = {model: answer == test.labels for model, answer in answers.items()}
     cards = []
-    for index, kind, count in choose_examples(correct, best, reference):
+    for index, kind, count in choose_examples(correct, shown, reference):
         rows = []
         for model in models:
             confidence = softmax(logits[model][index].astype(float)).max()
@@ -255,17 +264,22 @@ def _examples(
 def render(p: SimpleNamespace, summary: Summary, params_text: str) -> str:
     """The whole page, self-contained HTML.
 
-    `p` has `dataset`, `teacher.arch`, `student.arch`, `fusion.alpha`, `fusion.lam`,
-    `baseline.variants`, `distill.variants`, `distill.seeds` and `calibration.threshold`.
+    `p` has `dataset.captioned_images`, `teacher`, `clip`, `student.arch`, `fusion.alpha`,
+    `fusion.lam`, `baseline.variants`, `distill.variants`, `distill.seeds`, `corruptions.source`
+    and `calibration.threshold`.
     """
     models = list(summary)
     baselines, distilled = p.baseline.variants, p.distill.variants
     students = [*baselines, *distilled]
     info, test = load_info("data/info.json"), load_split("data/test.safetensors")
+    images = {split: count(split) for split in ("train", "validation", "test")}
     # Named before the test images are looked at.
-    best = best_student(summary, distilled, "validation_accuracy")
+    shown = distilled[-1]
+    if images["validation"]:
+        shown = best_student(summary, distilled, "validation_accuracy")
     reference = "kd" if "kd" in baselines else baselines[0]
-    fusion = read_json("metrics/fusion.json")
+    ready_made = [name for name in ("teacher", "clip") if getattr(p, name).source != "train"]
+    trained = [model for model in models if model not in (*ready_made, "fused")]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -277,29 +291,31 @@ def render(p: SimpleNamespace, summary: Summary, params_text: str) -> str:
     return environment.get_template("report.html").render(
         p=p,
         info=info,
-        models=models,
-        students=students,
-        best=best,
+        images=images,
+        shown=shown,
         reference=reference,
         explained=EXPLAINED,
         results=_results(summary, students),
         columns=[(name, more) for name, _, _, more in COLUMNS.values()],
-        findings=findings(summary, baselines, distilled),
-        corrupted=_corrupted(models, best, reference),
-        fusion={name: fusion[name] for name in TEACHERS},
+        findings=findings(summary, baselines, distilled, info.name),
+        corrupted=_corrupted(models, shown, reference),
+        before=_before_training(p.fusion.alpha) if images["validation"] else None,
         quadrants=QUADRANTS,
-        best_alpha=fusion["best_alpha"],
-        curves=_fusion_curves(fusion, p.fusion.alpha),
-        prompts=_prompts(),
-        trainings=_trainings(["teacher", *students], summary),
+        trainings=_trainings([model for model in trained if model != "clip"], summary),
         calibrations=_calibrations(summary),
-        examples=_examples(models, best, reference, test, info.classes),
-        provenance=_provenance(models),
-        test_images=len(test.labels),
+        teacher=summary["teacher"],
+        examples=_examples(models, shown, reference, test, info.classes),
+        provenance=_provenance(trained),
         least=plots.LEAST,
         params_text=params_text,
         other_alpha=0.7 if p.fusion.alpha != 0.7 else 0.5,
     )
+
+
+def count(split: str) -> int:
+    """Images in a split, from its file's header."""
+    with safe_open(f"data/{split}.safetensors", "numpy") as file:
+        return file.get_slice("images").get_shape()[0]
 
 
 def label(model: str) -> str:
@@ -324,7 +340,7 @@ def _results(summary: Summary, students: Sequence[str]) -> list[tuple[str, list[
     ]
 
 
-def _corrupted(models: Sequence[str], best: str, reference: str) -> list[dict[str, Any]]:
+def _corrupted(models: Sequence[str], shown: str, reference: str) -> list[dict[str, Any]]:
     """Tables of accuracy by corruption, coloured: all models, then three by severity."""
     grids = {}
     for model in models:
@@ -332,14 +348,14 @@ def _corrupted(models: Sequence[str], best: str, reference: str) -> list[dict[st
         grid = 100 * long.pivot(index="corruption", columns="severity", values="accuracy")
         grids[model] = grid.loc[long.corruption.unique()]
     means = pd.DataFrame({label(model): grid.mean(axis=1) for model, grid in grids.items()})
-    difference = grids[best] - grids[reference]
+    difference = grids[shown] - grids[reference]
     bound = max(difference.abs().to_numpy().max(), 1)
     return [
         _heat("All models, mean over severities, %", means),
         _heat("The fused teacher by severity, %", grids["fused"]),
-        _heat(f"{best} by severity, %", grids[best]),
+        _heat(f"{shown} by severity, %", grids[shown]),
         _heat(
-            f"{best} minus {reference} by severity, points",
+            f"{shown} minus {reference} by severity, points",
             difference, -bound, bound, "RdBu", lambda value: signed(value, 0),
         ),
     ]  # fmt: skip
@@ -351,6 +367,17 @@ def _heat(caption, grid, low=0, high=100, colormap="cividis", text="{:.0f}".form
         for name, row in zip(grid.index, grid.to_numpy(), strict=True)
     ]
     return {"caption": caption, "columns": list(grid.columns), "rows": rows}
+
+
+def _before_training(alpha: float) -> dict[str, Any]:
+    """What the validation images say of the teachers."""
+    fusion = read_json("metrics/fusion.json")
+    return {
+        "teachers": {name: fusion[name] for name in TEACHERS},
+        "best_alpha": fusion["best_alpha"],
+        "curves": _fusion_curves(fusion, alpha),
+        "prompts": _prompts(),
+    }
 
 
 def _fusion_curves(fusion: dict[str, Any], alpha: float) -> list[tuple[str, str]]:
@@ -377,12 +404,16 @@ def _prompts() -> dict[str, Any]:
 
 
 def _trainings(models: Sequence[str], summary: Summary) -> list[tuple[str, str, str]]:
+    """For each model its figure, and its last validation accuracy if there is one."""
     figures = []
     for model in models:
         svg = plots.training(pd.read_csv(f"metrics/curves/{model}.csv"), plots.COLORS[model])
-        sd = summary[model].get("validation_accuracy_sd")
-        last = f"{100 * summary[model]['validation_accuracy']:.1f}"
-        figures.append((model, svg_uri(svg), last if sd is None else f"{last} ± {100 * sd:.1f}"))
+        last = ""
+        if "validation_accuracy" in summary[model]:
+            last = f"{100 * summary[model]['validation_accuracy']:.1f}"
+        if "validation_accuracy_sd" in summary[model]:
+            last += f" ± {100 * summary[model]['validation_accuracy_sd']:.1f}"
+        figures.append((model, svg_uri(svg), last))
     return figures
 
 
@@ -399,8 +430,6 @@ def _provenance(models: Sequence[str]) -> dict[str, Any]:
     rows, versions = [], []
     for model in models:
         records = [read_json(path) for path in sorted(Path("models", model).glob("seed*.json"))]
-        if not records:
-            continue  # the fused teacher is made of the other two
         machines = {f"{record['device']}, {record['threads']} threads" for record in records}
         seeds = ", ".join(str(seed) for seed in sorted(record["seed"] for record in records))
         rows.append((model, seeds, "; ".join(sorted(machines))))

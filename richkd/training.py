@@ -77,7 +77,7 @@ def train_seeds(
             f"{name} seed {seed}",
         )
         last = history[-1]
-        result = {key: last[key] for key in ("train_accuracy", "validation_accuracy")}
+        result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}
         results[f"seed{seed}"] = result
         curves.append(pd.DataFrame(history).assign(seed=seed))
         record = {
@@ -93,9 +93,15 @@ def train_seeds(
             **weights.provenance(data.device),
         }
         weights.save(f"models/{name}/seed{seed}", model.state_dict(), record)
-    with replacing(f"metrics/curves/{name}.csv") as part:
-        pd.concat(curves).to_csv(part, index=False)
+    write_curves(name, pd.concat(curves))
     write_json(f"metrics/train/{name}.json", summarize(results))
     for checkpoint in checkpoints:
         checkpoint.remove()
     print(f"models/{name}: {len(seeds)} × {training.arch}, metrics/train/{name}.json, curves")
+
+
+def write_curves(name: str, curves: pd.DataFrame) -> None:
+    """`metrics/curves/<name>.csv`, with the columns that plots need even where nothing fills them."""
+    columns = dict.fromkeys([*curves, "epoch", "validation_accuracy", "seed"])
+    with replacing(f"metrics/curves/{name}.csv") as part:
+        curves.reindex(columns=list(columns)).to_csv(part, index=False)

@@ -7,6 +7,7 @@ where it comes from: params, versions, device, seed, fingerprint of the data, me
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import safetensors
@@ -55,12 +56,31 @@ def paths(folder: Path | str) -> list[Path]:
     return [path.with_suffix("") for path in found]
 
 
-def load_into(model: nn.Module, path: Path | str) -> None:
-    """Fill `model`; InputError names the first parameter that does not fit, and both shapes."""
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """A safetensors file, or one of torch.save: a state_dict, as it is or under `model`.
+
+    Nothing is unpickled but tensors. InputError where that is not what the file holds.
+    """
     try:
-        found = load_file(path)
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is not whole: {error}") from None
+    # What torch says of a file that is cut off, is no pickle, or holds more than tensors.
+    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no file of weights alone, or not whole: {reason}") from None
+    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+        found = found["model"]
+    if not isinstance(found, dict) or not all(torch.is_tensor(x) for x in found.values()):
+        raise InputError(f"{path} holds no state_dict, neither as it is nor under 'model'")
+    return found
+
+
+def load_into(model: nn.Module, path: Path | str) -> None:
+    """Fill `model`; InputError names the first parameter that does not fit, and both shapes."""
+    found = read_tensors(path)
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in [*needed, *found]:
         have = tuple(found[name].shape) if name in found else "missing"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from richkd import cache, engine, params, resume, weights
-from richkd.clip import ZeroShot, class_embeddings
+from richkd.clip import ZeroShot, architecture, class_embeddings, tokenizer
 from richkd.dataset import load_split
 from richkd.files import read_json, write_json
 from richkd.views import Views
@@ -26,7 +26,8 @@ def main(name: str) -> None:
     record = read_json(f"{path}.json")
     more = {}
     if name == "clip":
-        more = {"prompt_list": record["prompts"], "logit_scale": record["params"]["clip"]["logit_scale"]}
+        prompting = record["params"]["clip"]
+        more = {"prompt_list": prompting["prompts"], "logit_scale": prompting["logit_scale"]}
     held = getattr(p.cache, name)
     made_from = cache.identity(path, views, held, **more)
     key = resume.key(params.to_dict(p), [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION, __file__])
@@ -42,9 +43,11 @@ def main(name: str) -> None:
         key,
     )
     labels = torch.from_numpy(validation.labels).to(device)
-    metrics = {"validation_accuracy": engine.accuracy(logits, labels)}
-    if name == "clip":
-        metrics["single_prompt_accuracy"] = single_prompts(model, record, features, labels)
+    metrics = {}
+    if len(labels):
+        metrics["validation_accuracy"] = engine.accuracy(logits, labels)
+        if name == "clip":
+            metrics["single_prompt_accuracy"] = single_prompts(model, record, features, labels)
     write_json(f"metrics/cache/{name}.json", metrics)
     print(f"cache/{name}: {held} views of {len(train.labels)} images, metrics/cache/{name}.json")
 
@@ -53,9 +56,9 @@ def single_prompts(
     model: ZeroShot, record: dict[str, Any], features: Tensor, labels: Tensor
 ) -> dict[str, float]:
     """The zero-shot accuracy of each prompt on its own, and their mean: what the ensemble adds to."""
-    result = {}
+    result, tokens_of = {}, tokenizer(architecture(record))
     for prompt in record["prompts"]:
-        classifier = class_embeddings(model.clip, model.config, record["classes"], [prompt])
+        classifier = class_embeddings(model.clip, tokens_of, record["classes"], [prompt])
         result[prompt] = engine.accuracy(features @ classifier.T, labels)
     return {"mean": fmean(result.values()), **result}
 

@@ -21,7 +21,8 @@ def main(name: str) -> None:
     }
     results, curves = {"clean": {}, "corrupted": {}}, []
     for seed, fitting in enumerate(predictions["validation"]):
-        temperature = calibration.fit_temperature(fitting, validation)
+        # Without validation images there is nothing to fit a temperature to.
+        temperature = calibration.fit_temperature(fitting, validation) if len(validation) else None
         # All corruptions and severities together are one large test set.
         corrupted = predictions["corrupted"][seed]
         labels = np.broadcast_to(test, corrupted.shape[:-1]).reshape(-1)
@@ -32,13 +33,14 @@ def main(name: str) -> None:
         for data, (logits, truth) in sets.items():
             logits = logits.astype(float)
             probabilities = softmax(logits, axis=1)
-            tempered = softmax(logits / temperature, axis=1)
-            results[data][f"run{seed}"] = {
-                **measure(probabilities, truth, p),
-                "temperature": temperature,
-                "ece_tempered": calibration.expected_calibration_error(tempered, truth, p.bins),
-                "nll_tempered": calibration.negative_log_likelihood(tempered, truth),
-            }
+            results[data][f"run{seed}"] = measure(probabilities, truth, p)
+            if temperature:
+                tempered = softmax(logits / temperature, axis=1)
+                results[data][f"run{seed}"] |= {
+                    "temperature": temperature,
+                    "ece_tempered": calibration.expected_calibration_error(tempered, truth, p.bins),
+                    "nll_tempered": calibration.negative_log_likelihood(tempered, truth),
+                }
             curve = calibration.reliability_curve(probabilities, truth, p.bins)
             curves.append(pd.DataFrame(curve).assign(run=seed, data=data))
     write_json(f"metrics/calibrate/{name}.json", {x: summarize(r) for x, r in results.items()})

@@ -1,58 +1,93 @@
-"""Train CLIP on captioned images and make it a zero-shot classifier of the classes."""
+"""Make CLIP, trained here or ready-made, a zero-shot classifier of the classes."""
+
+from pathlib import Path
 
 import torch
+from torch import nn
 
-from richkd import clip, engine, params, resume, weights
-from richkd.dataset import load_info, load_split
+from richkd import clip, clip_training, download, engine, params, resume, weights
+from richkd.dataset import Info, load_info, load_split
 from richkd.files import sha256, write_json
+from richkd.params import Runtime, TrainedClip
 from stages import run
 
-DATA = ("data/captioned.safetensors", "data/info.json")
+INFO, CAPTIONED = "data/info.json", "data/captioned.safetensors"
 
 
 def main() -> None:
-    p = params.load("clip.model", "clip.training", "clip.prompts", "clip.logit_scale", "runtime")
+    p = params.load("clip", "runtime")
     device = engine.pick_device(p.runtime.device)
-    info, captioned = load_info("data/info.json"), load_split("data/captioned.safetensors")
-    torch.manual_seed(p.clip.training.seed)
-    model = clip.create(p.clip.model).to(device)
-    trained = params.to_dict([p.clip.model, p.clip.training, p.runtime])
-    checkpoint = resume.Checkpoint("clip", resume.key(trained, [*DATA, __file__]))
-    history = clip.fit(
-        model,
-        p.clip.model,
-        p.clip.training,
-        engine.to_input(captioned.images, [0.0] * 3, [1.0] * 3, device),
-        torch.from_numpy(captioned.labels).to(device),
-        info.classes,
-        info.mean,
-        info.std,
-        p.runtime.precision,
-        checkpoint,
-    )
-    own_scale = model.logit_scale.exp().item()
-    scale = own_scale if p.clip.logit_scale == "model" else p.clip.logit_scale
-    classifier = clip.class_embeddings(model, p.clip.model, info.classes, p.clip.prompts)
-    zero_shot = clip.ZeroShot(model, p.clip.model, classifier, scale, info.mean, info.std)
-    metrics = {"loss": history[-1]["loss"], "logit_scale": own_scale}
+    info = load_info(INFO)
+    metrics, made_from = {}, {INFO: sha256(INFO)}
+    checkpoint = resume.Checkpoint("clip", resume.key(params.to_dict(p), [INFO, CAPTIONED, __file__]))
+    quick_gelu = False
+    if p.clip.source == "train":
+        expected = clip.Input(p.clip.model.image_size, info.mean, info.std)
+        model, loss = train(p.clip, p.runtime, info, expected, device, checkpoint)
+        metrics["loss"] = loss
+        made_from[CAPTIONED] = sha256(CAPTIONED)
+    else:
+        if p.clip.source == "pretrained":
+            model, quick_gelu = clip.pretrained(p.clip.model, p.clip.tag)
+        else:
+            if p.clip.sha256:
+                download.verify(Path(p.clip.path), f"sha256:{p.clip.sha256}", "clip.path")
+            model = clip.from_checkpoint(p.clip.model, p.clip.path)
+            made_from[p.clip.path] = sha256(p.clip.path)
+        expected = clip.input_of(model)
+        model.to(device)
+
+    metrics["logit_scale"] = model.logit_scale.exp().item()
+    scale = metrics["logit_scale"] if p.clip.logit_scale == "model" else p.clip.logit_scale
+    prompts = clip.templates(p.clip.prompts)
+    tokens_of = clip.tokenizer(p.clip.model)
+    classifier = clip.class_embeddings(model, tokens_of, info.classes, prompts)
     record = {
         "kind": "clip",
         "model": params.to_dict(p.clip.model),
+        "quick_gelu": quick_gelu,
+        "embed_dim": classifier.shape[1],
+        "input": expected._asdict(),
         "classes": info.classes,
-        "prompts": list(p.clip.prompts),
+        "prompts": prompts,
         "scale": scale,
-        "mean": info.mean,
-        "std": info.std,
         "params": params.to_dict(p),
-        "seed": p.clip.training.seed,
-        "data": {path: sha256(path) for path in DATA},
+        "seed": p.clip.training.seed if p.clip.source == "train" else 0,
+        "data": made_from,
         "metrics": metrics,
         **weights.provenance(device),
     }
+    zero_shot = clip.ZeroShot(model, classifier, scale, expected)
     weights.save("models/clip/seed0", zero_shot.state_dict(), record)
     write_json("metrics/train/clip.json", metrics)
     checkpoint.remove()
     print(f"models/clip: zero-shot classifier of {len(info.classes)} classes, metrics/train/clip.json")
+
+
+def train(
+    p: TrainedClip,
+    runtime: Runtime,
+    info: Info,
+    expected: clip.Input,
+    device: torch.device,
+    checkpoint: resume.Checkpoint,
+) -> tuple[nn.Module, float]:
+    """Small towers trained on the captioned images, and their last loss."""
+    captioned = load_split(CAPTIONED)
+    torch.manual_seed(p.training.seed)
+    model = clip.create(p.model).to(device)
+    history = clip_training.fit(
+        model,
+        expected,
+        clip.tokenizer(p.model),
+        p.training,
+        engine.to_input(captioned.images, [0.0] * 3, [1.0] * 3, device),
+        torch.from_numpy(captioned.labels).to(device),
+        info.classes,
+        runtime.precision,
+        checkpoint,
+    )
+    return model, history[-1]["loss"]
 
 
 if __name__ == "__main__":

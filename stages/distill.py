@@ -17,7 +17,7 @@ def main(variant: str) -> None:
     )  # fmt: skip
     data = TrainingData(p.views, p.runtime)
     teacher = cache.of("teacher", data.views, p.cache.teacher, data.device)
-    prompting = {"prompt_list": list(p.clip.prompts), "logit_scale": p.clip.logit_scale}
+    prompting = params.to_dict({"prompt_list": p.clip.prompts, "logit_scale": p.clip.logit_scale})
     clip = cache.of("clip", data.views, p.cache.clip, data.device, **prompting)
 
     def objective(student: nn.Module) -> Objective:

@@ -2,7 +2,8 @@
 
 The paper's own argument, measured: over alpha, the accuracy, likelihood and calibration of the
 fused teacher; how often each teacher is confident and wrong; how close in meaning to the true
-class its remaining probability lies.
+class its remaining probability lies. Without validation images there is nothing to look at, and
+all files come out empty.
 """
 
 import numpy as np
@@ -33,9 +34,13 @@ def main() -> None:
             "ece": calibration.expected_calibration_error(probabilities, labels, bins),
         }
 
-    curve = pd.DataFrame([{"alpha": alpha, **scores(alpha)} for alpha in p.fusion.grid])
+    grid, mixtures = (), ()
+    if len(labels):
+        grid = p.fusion.grid
+        mixtures = (("teacher", 1.0), ("clip", 0.0), ("fused", p.fusion.alpha))
+    curve = [{"alpha": alpha, **scores(alpha)} for alpha in grid]
     summary, shares, closeness = {}, [], []
-    for name, alpha in (("teacher", 1.0), ("clip", 0.0), ("fused", p.fusion.alpha)):
+    for name, alpha in mixtures:
         probabilities = softmax(fuse_logits(teacher, clip, alpha).astype(float), axis=1)
         quadrants = calibration.confidence_quadrants(
             probabilities, labels, p.calibration.threshold
@@ -44,13 +49,18 @@ def main() -> None:
         summary[name] = {**scores(alpha), **quadrants, "semantic_closeness": close}
         shares += [{"model": name, "answer": key, "share": x} for key, x in quadrants.items()]
         closeness.append({"model": name, "semantic_closeness": close})
-    best = curve.loc[curve.accuracy.idxmax()]
-    summary["best_alpha"] = {"alpha": best.alpha, "accuracy": best.accuracy}
+    if curve:
+        best = max(curve, key=lambda row: row["accuracy"])
+        summary["best_alpha"] = {"alpha": best["alpha"], "accuracy": best["accuracy"]}
 
-    tables = {"alpha": curve, "answers": pd.DataFrame(shares), "closeness": pd.DataFrame(closeness)}
-    for name, table in tables.items():
+    tables = {
+        "alpha": (curve, ["alpha", "accuracy", "nll", "ece"]),
+        "answers": (shares, ["model", "answer", "share"]),
+        "closeness": (closeness, ["model", "semantic_closeness"]),
+    }
+    for name, (rows, columns) in tables.items():
         with replacing(f"metrics/fusion/{name}.csv") as part:
-            table.to_csv(part, index=False)
+            pd.DataFrame(rows, columns=columns).to_csv(part, index=False)
     write_json("metrics/fusion.json", summary)
     print("metrics/fusion.json, metrics/fusion/{alpha,answers,closeness}.csv")
 

@@ -11,14 +11,15 @@ from stages import run
 
 def main() -> None:
     p = params.load(
-        "dataset", "teacher.arch", "student.arch", "fusion.alpha", "fusion.lam",
-        "baseline.variants", "distill.variants", "distill.seeds", "calibration.threshold",
+        "dataset.captioned_images", "teacher", "clip", "student.arch", "fusion.alpha", "fusion.lam",
+        "baseline.variants", "distill.variants", "distill.seeds", "corruptions.source",
+        "calibration.threshold",
     )  # fmt: skip
     models = [*report.TEACHERS, *p.baseline.variants, *p.distill.variants]
     summary, runs = report.summarize(models), report.accuracies(models)
     page = report.render(p, summary, Path("params.yaml").read_text())
     fusion, curve = read_json("metrics/fusion.json"), pd.read_csv("metrics/fusion/alpha.csv")
-    validation = {model: fusion[model]["accuracy"] for model in report.TEACHERS}
+    validation = {model: fusion[model]["accuracy"] for model in report.TEACHERS if fusion}
     labels = {model: report.label(model) for model in models}
     picture = plots.overview(curve, p.fusion.alpha, validation, runs, labels)
 

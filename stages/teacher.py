@@ -1,15 +1,71 @@
-"""Train the conventional teacher with cross entropy."""
+"""Train the conventional teacher with cross entropy, or take a ready-made one; then test it."""
 
-from richkd import params
+import shutil
+
+import pandas as pd
+import torch
+
+from richkd import engine, params, teachers, weights
+from richkd.dataset import load_info, load_split
+from richkd.errors import InputError
+from richkd.files import write_json
+from richkd.metrics import summarize
 from richkd.objectives import Objective
-from richkd.training import TrainingData, train_seeds
+from richkd.training import TrainingData, train_seeds, write_curves
 from stages import run
 
 
 def main() -> None:
     p = params.load("teacher", "views", "runtime")
-    data = TrainingData(p.views, p.runtime)
-    train_seeds("teacher", data, p.teacher, [p.teacher.seed], lambda model: Objective(), p, [__file__])
+    if p.teacher.source == "train":
+        data = TrainingData(p.views, p.runtime)
+        train_seeds("teacher", data, p.teacher, [p.teacher.seed], lambda model: Objective(), p, [__file__])
+    else:
+        take(p)
+    tested = accuracy("test", p.runtime)
+    write_json("metrics/teacher.json", {"test_accuracy": tested})
+    print(f"the teacher, {p.teacher.arch}, is right on {100 * tested:.2f} % of the test images")
+    if tested < p.teacher.min_accuracy:
+        raise InputError(
+            f"the teacher's accuracy on the test images is {tested:.4f}, teacher.min_accuracy is "
+            f"{p.teacher.min_accuracy}: another data set, other weights or another normalisation?"
+        )
+
+
+def take(p) -> None:
+    """Write what `train_seeds` writes, of a teacher that is trained already."""
+    info = load_info("data/info.json")
+    found = teachers.obtain(p.teacher, len(info.classes))
+    shutil.rmtree("models/teacher", ignore_errors=True)
+    record = {
+        "kind": "classifier",
+        "arch": found.arch,
+        "num_classes": len(info.classes),
+        "mean": found.mean,
+        "std": found.std,
+        "params": params.to_dict(p),
+        "seed": 0,
+        "data": found.data,
+        **weights.provenance(torch.device("cpu")),
+    }
+    weights.save("models/teacher/seed0", found.model.state_dict(), record)
+    measured = {}
+    if len(load_split("data/validation.safetensors").labels):
+        measured["validation_accuracy"] = accuracy("validation", p.runtime)
+    write_json("metrics/train/teacher.json", summarize({"seed0": measured}))
+    write_curves("teacher", pd.DataFrame())
+    print(f"models/teacher: {found.arch} from {', '.join(found.data)}")
+
+
+def accuracy(split: str, runtime: params.Runtime) -> float:
+    """Of the saved teacher, read as the other stages read it."""
+    device = engine.pick_device(runtime.device)
+    (path,) = weights.paths("models/teacher")
+    model, mean, std = weights.load_classifier(path, device)
+    images, labels = load_split(f"data/{split}.safetensors")
+    inputs = engine.to_input(images, mean, std, device)
+    logits, _ = engine.predict(model, inputs, 500, runtime.precision)
+    return engine.accuracy(logits, torch.from_numpy(labels).to(device))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,31 @@
-"""CLIP: its input, its zero-shot classifier, its training."""
+"""CLIP: its input, its zero-shot classifier, its training, ready-made models."""
 
 import dataclasses
-import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from open_clip import pretrained as registry
 from PIL import Image
 from torch.nn import functional as F
 
-from richkd import clip, params, weights
+from richkd import clip, clip_training, params, weights
 from richkd.engine import to_input
 from richkd.errors import InputError
-from richkd.params import ClipModel, ClipTraining
+from richkd.params import ClipTowers, ClipTraining
 from richkd.resume import Checkpoint
+from serving import Answer
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 CLASSES = ["one", "two", "three", "four"]
-CONFIG = ClipModel(
+CONFIG = ClipTowers(
     embed_dim=16, image_size=32, vision_layers=(1, 1, 1, 1), vision_width=8, text_width=16,
     text_layers=1, text_heads=2, context_length=16,
 )  # fmt: skip
@@ -26,6 +33,10 @@ TRAINING = ClipTraining(
     captions=("a photo of {}", "{} again"), steps=50, batch_size=8, lr=0.003, weight_decay=0.1,
     seed=0,
 )  # fmt: skip
+
+
+INPUT = clip.Input(32, MEAN, STD)
+ROOT = Path(__file__).parents[1]
 
 
 def towers(seed=0):
@@ -40,8 +51,8 @@ def pixels(split):
 
 def fit(model, split, pixels, training=TRAINING, precision="fp32", checkpoint=("clip", "key")):
     labels = torch.from_numpy(split.labels)
-    return clip.fit(
-        model, CONFIG, training, pixels, labels, CLASSES, MEAN, STD, precision,
+    return clip_training.fit(
+        model, INPUT, clip.tokenizer(CONFIG), training, pixels, labels, CLASSES, precision,
         Checkpoint(*checkpoint),
     )  # fmt: skip
 
@@ -53,7 +64,8 @@ def fit(model, split, pixels, training=TRAINING, precision="fp32", checkpoint=("
 def test_preprocessing_is_pils_bicubic_resize_and_normalisation(before, after):
     # From 64 to 191: beyond, PIL also clips between its two passes.
     images = np.random.default_rng(0).integers(64, 192, (4, before, before, 3)).astype(np.uint8)
-    actual = clip.preprocess(to_input(images, [0.0] * 3, [1.0] * 3, CPU), after, MEAN, STD)
+    pixels = to_input(images, [0.0] * 3, [1.0] * 3, CPU)
+    actual = clip.preprocess(pixels, clip.Input(after, MEAN, STD))
     resized = [Image.fromarray(x).resize((after, after), Image.Resampling.BICUBIC) for x in images]
     expected = to_input(np.stack([np.asarray(x) for x in resized]), MEAN, STD, CPU)
     assert actual.shape == (4, 3, after, after)
@@ -63,13 +75,13 @@ def test_preprocessing_is_pils_bicubic_resize_and_normalisation(before, after):
 
 def test_pixels_of_the_right_size_are_only_normalised(pixels):
     expected = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    torch.testing.assert_close(clip.preprocess(pixels, 8, MEAN, STD), expected)
+    torch.testing.assert_close(clip.preprocess(pixels, clip.Input(8, MEAN, STD)), expected)
 
 
 def test_overshoot_of_the_resize_is_clamped():
     edge = torch.zeros(1, 3, 8, 8)
     edge[..., 4:] = 1
-    result = clip.preprocess(edge, 32, [0.0] * 3, [1.0] * 3)
+    result = clip.preprocess(edge, clip.Input(32, [0.0] * 3, [1.0] * 3))
     assert result.min() == 0 and result.max() == 1
 
 
@@ -78,8 +90,8 @@ def test_overshoot_of_the_resize_is_clamped():
 
 def test_class_embeddings_are_the_normalised_mean_over_prompts():
     model, prompts = towers().eval(), ["a photo of {}", "{}", "the word {} written"]
-    actual = clip.class_embeddings(model, CONFIG, CLASSES, prompts)
-    tokens = functools.partial(clip.tokenize, CONFIG)
+    tokens = clip.tokenizer(CONFIG)
+    actual = clip.class_embeddings(model, tokens, CLASSES, prompts)
     with torch.no_grad():
         each = [
             F.normalize(model.encode_text(tokens([p.format(c) for c in CLASSES])), dim=1)
@@ -87,22 +99,22 @@ def test_class_embeddings_are_the_normalised_mean_over_prompts():
         ]
     expected = F.normalize(torch.stack(each).mean(0), dim=1)
     torch.testing.assert_close(actual, expected)
-    single = clip.class_embeddings(model, CONFIG, CLASSES, prompts[:1])
+    single = clip.class_embeddings(model, tokens, CLASSES, prompts[:1])
     torch.testing.assert_close(single, each[0])
     assert not torch.allclose(actual, single)
 
 
 def zero_shot(seed=0, scale=20.0):
     model = towers(seed).eval()
-    classifier = clip.class_embeddings(model, CONFIG, CLASSES, ["a photo of {}", "{}"])
-    return clip.ZeroShot(model, CONFIG, classifier, scale, MEAN, STD).eval()
+    classifier = clip.class_embeddings(model, clip.tokenizer(CONFIG), CLASSES, ["a photo of {}", "{}"])
+    return clip.ZeroShot(model, classifier, scale, INPUT).eval()
 
 
 def test_logits_are_the_scale_times_the_cosine(pixels):
     model = zero_shot()
     with torch.no_grad():
         logits, features = model(pixels)
-        embedding = model.clip.encode_image(clip.preprocess(pixels, 32, MEAN, STD))
+        embedding = model.clip.encode_image(clip.preprocess(pixels, INPUT))
     cosine = F.cosine_similarity(embedding[:, None], model.classifier[None], dim=2)
     torch.testing.assert_close(logits, 20 * cosine)
     torch.testing.assert_close(features, F.normalize(embedding, dim=1))
@@ -111,8 +123,8 @@ def test_logits_are_the_scale_times_the_cosine(pixels):
 
 def save(model, path):
     record = {
-        "kind": "clip", "model": params.to_dict(CONFIG), "classes": CLASSES,
-        "scale": model.scale, "mean": MEAN, "std": STD,
+        "kind": "clip", "model": params.to_dict(CONFIG), "quick_gelu": False, "embed_dim": 16,
+        "classes": CLASSES, "scale": model.scale, "input": INPUT._asdict(),
     }  # fmt: skip
     weights.save(path, model.state_dict(), record)
     return record
@@ -122,7 +134,7 @@ def test_a_saved_classifier_comes_back_and_takes_pixels(tmp_path, pixels, split)
     model = zero_shot(scale=12.5)
     save(model, tmp_path / "seed0")
     loaded, mean, std = weights.load_classifier(tmp_path / "seed0", CPU)
-    assert loaded.config == CONFIG and not loaded.training
+    assert loaded.expected == INPUT and not loaded.training
     # It normalises by itself: with the mean and std it comes with, images stay pixels in [0, 1].
     images = to_input(split.images, mean, std, CPU)
     assert 0 <= images.min() and images.max() <= 1
@@ -135,7 +147,7 @@ def test_a_saved_classifier_comes_back_and_takes_pixels(tmp_path, pixels, split)
 
 def test_weights_of_another_clip_are_refused(tmp_path):
     record = save(zero_shot(), tmp_path / "seed0")
-    record["model"]["embed_dim"] = 8
+    record["embed_dim"] = record["model"]["embed_dim"] = 8
     with pytest.raises(InputError, match=r"another model: classifier is \(4, 16\) there, \(4, 8\)"):
         clip.load_zero_shot(tmp_path / "seed0", record)
 
@@ -154,9 +166,9 @@ def test_training_lowers_the_loss(here, split, pixels):
 def test_training_makes_a_better_classifier(here, split, pixels):
     model = towers()
     fit(model, split, pixels, dataclasses.replace(TRAINING, steps=120))
-    classifier = clip.class_embeddings(model, CONFIG, CLASSES, TRAINING.captions)
+    classifier = clip.class_embeddings(model, clip.tokenizer(CONFIG), CLASSES, TRAINING.captions)
     with torch.no_grad():
-        trained = clip.ZeroShot(model, CONFIG, classifier, 1.0, MEAN, STD).eval()
+        trained = clip.ZeroShot(model, classifier, 1.0, INPUT).eval()
         hits = trained(pixels).logits.argmax(1) == torch.from_numpy(split.labels)
     assert hits.float().mean() > 0.6  # chance is a quarter
 
@@ -194,6 +206,171 @@ def test_a_loss_that_is_not_a_number_is_an_error(here, split, pixels):
 
 
 def test_a_text_that_does_not_fit_is_an_error():
-    assert clip.tokenize(CONFIG, ["ninety-nine"]).shape == (1, 16)
-    with pytest.raises(InputError, match="context_length is 16: the longest prompt or caption has"):
-        clip.tokenize(CONFIG, ["one", "a photo of the number " * 4])
+    tokens_of = clip.tokenizer(CONFIG)
+    assert tokens_of(["ninety-nine"]).shape == (1, 16)
+    exact = "one " * 14
+    assert tokens_of([exact])[0, -1] == tokens_of(["one"])[0, 2]  # the end is the last token
+    with pytest.raises(InputError, match="CLIP reads 16 tokens, 'one one .*' has 17: shorten"):
+        tokens_of(["one", exact + "one"])
+
+
+# --- ready-made models --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A small model under a name of its own, as open_clip's configuration files describe one."""
+    folder = tmp_path_factory.mktemp("configs")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    (folder / "tiny.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return "tiny"
+
+
+@pytest.fixture
+def published(tiny, tmp_path, monkeypatch, server):
+    """tiny's weights with QuickGELU, where open_clip's tag "ours" says they are; the model."""
+    torch.manual_seed(0)
+    model = open_clip.create_model(tiny, force_quick_gelu=True)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "tiny.pt")
+    url = server.url("/tiny.pt", Answer(body=(tmp_path / "tiny.pt").read_bytes()))
+    monkeypatch.setitem(registry._PRETRAINED, tiny, {"ours": {"url": url, "quick_gelu": True}})
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # below it open_clip keeps what it downloads
+    return model.eval()
+
+
+def same_classifier(actual, expected):
+    pixels = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        texts = clip.tokenizer("tiny")(CLASSES)
+        torch.testing.assert_close(actual.eval().encode_image(pixels), expected.encode_image(pixels))
+        torch.testing.assert_close(actual.encode_text(texts), expected.encode_text(texts))
+
+
+def test_pretrained_weights_are_downloaded_and_get_their_quickgelu(tiny, published, recwarn):
+    model, quick_gelu = clip.pretrained(tiny, "ours")
+    assert quick_gelu
+    same_classifier(model, published)
+    assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
+
+
+def test_a_pretrained_classifier_comes_back_from_disk(tiny, published, tmp_path, caplog):
+    model, quick_gelu = clip.pretrained(tiny, "ours")
+    expected = clip.input_of(model)
+    classifier = clip.class_embeddings(model, clip.tokenizer(tiny), CLASSES, ["a {}"])
+    record = {
+        "kind": "clip", "model": tiny, "quick_gelu": quick_gelu, "embed_dim": 16,
+        "classes": CLASSES, "scale": 100.0, "input": expected._asdict(),
+    }  # fmt: skip
+    zero_shot = clip.ZeroShot(model, classifier, 100.0, expected).eval()
+    weights.save(tmp_path / "seed0", zero_shot.state_dict(), record)
+    caplog.clear()
+    loaded, *_ = weights.load_classifier(tmp_path / "seed0", CPU)
+    pixels = torch.rand(3, 3, 20, 20)
+    with torch.no_grad():
+        for actual, wanted in zip(loaded(pixels), zero_shot(pixels)):
+            torch.testing.assert_close(actual, wanted)
+    assert not caplog.records  # open_clip's warning of random weights would be false here
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "said"),
+    [
+        ("tiny", "theirs", "clip.tag is 'theirs': tiny has ours; see open_clip.list_pretrained"),
+        ("huge", "ours", "clip.tag is 'ours': huge has none; see open_clip.list_pretrained"),
+    ],
+)
+def test_unknown_models_and_tags_are_refused(published, model, tag, said):
+    with pytest.raises(InputError, match=said):
+        clip.pretrained(model, tag)
+
+
+def test_weights_that_cannot_be_had_are_one_line(tiny, published, monkeypatch, server):
+    url = server.url("/absent.pt", Answer(status=404))
+    monkeypatch.setitem(registry._PRETRAINED, tiny, {"ours": {"url": url}})
+    with pytest.raises(InputError) as caught:
+        clip.pretrained(tiny, "ours")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(
+        f"the weights of clip.model tiny, clip.tag ours could not be had from {url}: fetch the file "
+        "where there is a network and name it with clip.source: checkpoint, clip.path (Failed"
+    )
+
+
+def test_without_network_the_paper_s_clip_is_one_line(tmp_path):
+    code = "from richkd import clip\nclip.pretrained('ViT-L-14', 'openai')"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=offline, capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(
+        "richkd.errors.InputError: the weights of clip.model ViT-L-14, clip.tag openai could not be had "
+        "from timm/vit_large_patch14_clip_224.openai"
+    )
+
+
+def test_a_local_checkpoint_is_read(tiny, published, tmp_path):
+    torch.save(published.state_dict(), tmp_path / "plain.pt")
+    for file in ("tiny.pt", "plain.pt"):
+        model = clip.from_checkpoint(tiny, tmp_path / file)
+        state = model.state_dict()
+        assert all(torch.equal(state[k], v) for k, v in published.state_dict().items())
+
+
+def test_local_checkpoints_that_do_not_fit_are_one_line(tiny, published, tmp_path, evil):
+    state = published.state_dict()
+    torch.save({**state, "text_projection": torch.zeros(3, 3)}, tmp_path / "other.pt")
+    torch.save({k: v for k, v in state.items() if k != "text_projection"}, tmp_path / "less.pt")
+    whole = (tmp_path / "tiny.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": state, "evil": evil}, tmp_path / "evil.pt")
+    reasons = {
+        "other.pt": "size mismatch for text_projection",
+        "less.pt": "Missing key.* \"text_projection\"",
+        "cut.pt": "",
+        "evil.pt": "Weights only load failed",
+        "absent.pt": "No such file",
+    }
+    for file, reason in reasons.items():
+        with pytest.raises(InputError, match=f"{file} holds no weights of tiny: .*{reason}") as caught:
+            clip.from_checkpoint(tiny, tmp_path / file)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="clip.model is 'huge': must be one of open_clip.list_models"):
+        clip.from_checkpoint("huge", tmp_path / "tiny.pt")
+
+
+def test_imagenet80_are_open_clip_s_templates():
+    prompts = clip.templates("imagenet80")
+    assert len(prompts) == 80 and all(prompt.count("{}") == 1 for prompt in prompts)
+    assert prompts[0].format("cat") == open_clip.OPENAI_IMAGENET_TEMPLATES[0]("cat")
+    assert clip.templates(("a {}",)) == ["a {}"]
+
+
+def test_features_agree_with_open_clip_s_own_preprocessing(photographs):
+    """On 256 test images: what PIL does to each, against what we do to the batch."""
+    torch.manual_seed(0)
+    model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
+    model.visual.eval()
+    images = photographs.images[:256]
+    pixels = to_input(images, [0.0] * 3, [1.0] * 3, CPU)
+    each = torch.stack([transform(Image.fromarray(image)) for image in images])
+    with torch.inference_mode():
+        ours = model.encode_image(clip.preprocess(pixels, clip.input_of(model)))
+        cosine = F.cosine_similarity(ours, model.encode_image(each))
+    assert cosine.min() > 0.9995
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_half_precision_is_close(pixels):
+    model = zero_shot()
+    with torch.inference_mode():
+        expected = model(pixels)
+        actual = model.cuda()(pixels.cuda())
+    assert actual.logits.dtype == actual.features.dtype == torch.float32
+    cosine = F.cosine_similarity(actual.features.cpu(), expected.features)
+    assert cosine.min() > 0.999

@@ -25,25 +25,50 @@ from stages import report as stage
 ROOT = Path(__file__).parent.parent
 FULL = {"baselines": ["ce", "kd"], "distilled": ["L", "F", "LF"], "seeds": [0, 3]}
 SMALL = {"baselines": ["kd"], "distilled": ["L"], "seeds": [2]}
+CIFAR = {
+    "name": "cifar100", "urls": ["https://example.org/cifar"], "archive": None, "sha256": None,
+    "train_per_class": "all", "captioned_images": 1234, "seed": 0,
+}  # fmt: skip
+READY = {"arch": "resnet32x4", "min_accuracy": 0.5}
+MDISTILLER = READY | {"source": "mdistiller", "urls": ["https://example.org/t"], "sha256": None}
+CHECKPOINT = READY | {
+    "source": "checkpoint", "path": "teacher.pth", "sha256": None, "mean": [0.5] * 3,
+    "std": [0.2] * 3,
+}  # fmt: skip
+TORCHVISION = {"source": "torchvision", "arch": "resnet50", "weights": "V2", "min_accuracy": 0.5}
+PROMPTING = {"prompts": "imagenet80", "logit_scale": "model"}
+PRETRAINED = PROMPTING | {"source": "pretrained", "model": "ViT-L-14", "tag": "openai"}
+LOCAL_CLIP = PROMPTING | {
+    "source": "checkpoint", "model": "ViT-B-32", "path": "clip.pt", "sha256": None
+}  # fmt: skip
 NAMES = ['<b>two</b> & "more"', *(f"class {i}" for i in range(9))]
 
 
-def experiment(baselines, distilled, seeds, corruptions=("frost", "fog"), severities=(3,)):
-    """Everything the report reads, below the working directory; random, the same each time."""
+def experiment(
+    baselines, distilled, seeds, corruptions=("frost", "fog"), severities=(3,), validation=30,
+    corrupted=None, **sections,
+):  # fmt: skip
+    """Everything the report reads, below the working directory; random, the same each time.
+
+    `sections` take the place of the digits preset's; `corrupted` is where the corrupted sets come
+    from, if not generated.
+    """
     rng = np.random.default_rng(0)
-    params = yaml.safe_load((ROOT / "presets/digits.yaml").read_text())
-    params["dataset"] |= {"validation_images": 30, "test_images": 40}
+    params = yaml.safe_load((ROOT / "presets/digits.yaml").read_text()) | sections
     params["baseline"]["variants"], params["distill"]["variants"] = baselines, distilled
     params["distill"]["seeds"] = seeds
-    params["corruptions"] |= {"names": list(corruptions), "severities": list(severities)}
+    sets = {"names": list(corruptions), "severities": list(severities)}
+    params["corruptions"] = (corrupted or params["corruptions"]) | sets
     params["evaluate"]["models"] = ["teacher", "clip", *baselines, *distilled]
     params["fusion"]["alpha"] = 0.25  # not on the grid
     Path("params.yaml").write_text(yaml.safe_dump(params))
 
-    save_info("data/info.json", Info(name="small", classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3))
-    labels = {"validation": rng.integers(10, size=30), "test": np.arange(40) % 10}
-    for name, values in labels.items():
-        images = rng.integers(256, size=(len(values), 8, 8, 3), dtype=np.uint8)
+    dataset = params["dataset"]["name"]
+    save_info("data/info.json", Info(name=dataset, classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3))
+    labels = {"validation": rng.integers(10, size=validation), "test": np.arange(40) % 10}
+    side = 16 if dataset == "digits" else 32
+    for name, values in {**labels, "train": np.arange(1050) % 10}.items():
+        images = rng.integers(256, size=(len(values), side, side, 3), dtype=np.uint8)
         save_split(f"data/{name}.safetensors", Split(images, values))
 
     for model in ["teacher", "clip", "fused", *baselines, *distilled]:
@@ -52,16 +77,19 @@ def experiment(baselines, distilled, seeds, corruptions=("frost", "fog"), severi
         predictions(rng, model, labels, len(runs), shape)
         score(model, labels["test"], corruptions, severities)
         calibrate.main(model)
-        accuracies = {f"seed{seed}": {"validation_accuracy": rng.random()} for seed in runs}
+        ready_made = model == "teacher" and params["teacher"]["source"] != "train"
+        measured = [] if ready_made else ["train_accuracy"]
+        measured += ["validation_accuracy"] if validation else []
         if model not in ("clip", "fused"):
-            write_json(f"metrics/train/{model}.json", summarize(accuracies))
-            curves(rng, model, runs)
+            results = {f"seed{seed}": {key: rng.random() for key in measured} for seed in runs}
+            write_json(f"metrics/train/{model}.json", summarize(results))
+            curves(rng, model, [] if ready_made else runs, validation)
         if model != "fused":
             for seed in runs:
                 versions = {"python": "3.11.7", "torch": "2.11"}
                 record = {"seed": seed, "device": "cpu", "threads": 2, "versions": versions}
                 write_json(f"models/{model}/seed{seed}.json", record)
-    validation(rng)
+    teachers(rng, validation)
 
 
 def predictions(rng, model, labels, runs, shape):
@@ -75,25 +103,31 @@ def predictions(rng, model, labels, runs, shape):
     write_array(f"predictions/{model}/corrupted.npy", corrupted)
 
 
-def curves(rng, model, runs):
-    """Four epochs a seed; validation every other one."""
+def curves(rng, model, runs, validation):
+    """Four epochs a seed; validation every other one. Only a header without a run."""
     rows = pd.DataFrame({"epoch": [1, 2, 3, 4] * len(runs), "seed": np.repeat(runs, 4)})
     losses = {"ce": rng.random(len(rows)), "kd": rng.random(len(rows))}
-    accuracy = np.where(rows.epoch % 2 == 0, rng.random(len(rows)), np.nan)
+    measured = (rows.epoch % 2 == 0) & bool(validation)
+    accuracy = np.where(measured, rng.random(len(rows)), np.nan)
+    table = rows.assign(**losses, validation_accuracy=accuracy)
+    if not runs:
+        table = table[["epoch", "validation_accuracy", "seed"]]
     with replacing(f"metrics/curves/{model}.csv") as part:
-        rows.assign(**losses, validation_accuracy=accuracy).to_csv(part, index=False)
+        table.to_csv(part, index=False)
 
 
-def validation(rng):
+def teachers(rng, validation):
+    """What `fusion` and `cache` write."""
     keys = "accuracy nll ece semantic_closeness".split() + list(report.QUADRANTS)
     fusion = {model: dict(zip(keys, rng.random(len(keys)))) for model in report.TEACHERS}
-    write_json("metrics/fusion.json", {**fusion, "best_alpha": {"alpha": 0.5, "accuracy": 0.87654}})
+    fusion["best_alpha"] = {"alpha": 0.5, "accuracy": 0.87654}
+    write_json("metrics/fusion.json", fusion if validation else {})
     grid = {"alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
     with replacing("metrics/fusion/alpha.csv") as part:
-        pd.DataFrame(grid).to_csv(part, index=False)
+        pd.DataFrame(grid)[: 3 if validation else 0].to_csv(part, index=False)
     single = {"mean": 0.6, "a photo of {}": 0.5, "<i>{}</i>": 0.7}
     found = {"validation_accuracy": 0.65, "single_prompt_accuracy": single}
-    write_json("metrics/cache/clip.json", found)
+    write_json("metrics/cache/clip.json", found if validation else {})
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +285,112 @@ def test_small_experiments(here, change):
     assert list(pd.read_csv("metrics/summary.csv").model) == [*report.TEACHERS, *students]
 
 
+# --- kinds of experiments -----------------------------------------------------------------------
+
+TEACHER = {
+    "train": "(resnet8x2) trained on the same images,",
+    "checkpoint": "(resnet32x4) from a checkpoint,",
+    "mdistiller": "(resnet32x4), mdistiller’s published checkpoint,",
+    "torchvision": "(resnet50) with torchvision’s weights V2,",
+}
+CLIP = {
+    "train": "a CLIP trained on",
+    "pretrained": "a CLIP, open_clip’s ViT-L-14 with its weights openai.",
+    "checkpoint": "a CLIP, ViT-B-32 with weights from a local file.",
+}
+CORRUPTED = {
+    "generate": "The corrupted images are generated here from the test images.",
+    "download": "The corrupted images are the published CIFAR-100-C.",
+    "path": "The corrupted images are the published CIFAR-10-C, a local copy.",
+}
+VALIDATED = [
+    "images unless they are said to be of the 30 validation images.",
+    "The fused teacher, before any training",
+    "One prompt or several",
+    "before → after",
+    ", the one of the highest validation accuracy), and",
+    "on test against validation images. Differences",
+]
+NOT_VALIDATED = [
+    "test images. There were no validation images, so nothing was chosen: α is what",
+    "(the last of distill.variants, not chosen on test images), and",
+]
+PUBLISHED = {"source": "download", "urls": ["https://example.org/c"]}
+CASES = {
+    "digits": {},
+    "ready-made, no validation": {
+        "validation": 0,
+        "dataset": CIFAR | {"validation": 0},
+        "teacher": MDISTILLER,
+        "clip": PRETRAINED,
+        "corrupted": PUBLISHED,
+    },
+    "teacher from a checkpoint": {
+        "dataset": CIFAR | {"validation": 30}, "teacher": CHECKPOINT, "seeds": [0, 3],
+    },
+    "teacher trained, no validation": {
+        "validation": 0,
+        "dataset": CIFAR | {"name": "cifar10", "validation": 0},
+        "clip": LOCAL_CLIP,
+        "corrupted": {"source": "path", "path": "CIFAR-10-C"},
+    },
+    "teacher of torchvision": {"dataset": CIFAR | {"validation": 30}, "teacher": TORCHVISION},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_page_says_what_is_true(here, name):
+    case = SMALL | {"distilled": ["L", "LF"], **CASES[name]}
+    experiment(**case)
+    stage.main()
+    parsed = Page(Path("report/index.html").read_text())
+    text = " ".join(parsed.text.split())
+    source = {key: case.get(key, {}).get("source", "train") for key in ("teacher", "clip")}
+    source["corrupted"] = case.get("corrupted", {}).get("source", "generate")
+    for key, phrases in {"teacher": TEACHER, "clip": CLIP, "corrupted": CORRUPTED}.items():
+        assert [x for x in phrases if phrases[x] in text] == [source[key]]
+    assert "from 1,050 labelled images" in text
+    captioned = "10,000" if "dataset" not in case else "1,234"
+    assert (f"trained on {captioned} captioned images." in text) == (source["clip"] == "train")
+    assert ("ice textures" in text) == (source["corrupted"] == "generate")
+    assert ("which share scans within a split" in text) == (name == "digits")
+
+    summary = json.loads(Path("metrics/summary.json").read_text())
+    validated = case.get("validation", 30) > 0
+    for values in summary.values():
+        for key in ("validation_accuracy", "ece_tempered", "corrupted_ece_tempered"):
+            assert (key in values) == validated
+    teacher = summary["teacher"]
+    flattered = (
+        "A ready-made teacher may have been trained on these very images: its validation accuracy, "
+        f"{100 * teacher.get('validation_accuracy', 0):.1f} % beside {100 * teacher['top1']:.1f} % "
+    )
+    assert (flattered in text) == (validated and source["teacher"] != "train")
+    assert [phrase in text for phrase in VALIDATED] == [validated] * len(VALIDATED)
+    assert [phrase in text for phrase in NOT_VALIDATED] == [not validated] * len(NOT_VALIDATED)
+
+    said = text[: text.index("How to repeat it")]
+    assert validated or said.count("alidation") == 1
+    assert "nan" not in said.lower()
+    alts = [attributes["alt"] for tag, attributes in parsed.tags if tag == "img"]
+    drawn = [alt.split()[3] for alt in alts if alt.startswith("Training")]
+    assert drawn == ["teacher:"] * (source["teacher"] == "train") + ["kd:", "L:", "LF:"]
+    assert all("alidation" not in alt for alt in alts) == (not validated)
+    for key in ("teacher", "clip"):
+        assert (f"{report.label(key)}0cpu, 2 threads" in text) == (source[key] == "train")
+    with Image.open("report/results.png") as picture:
+        assert picture.size == (1600 if validated else 800, 600)
+
+
+def test_without_validation_images_the_last_student_is_shown(here):
+    case = CASES["ready-made, no validation"]
+    experiment(["ce"], ["F", "L"], [0], **case)
+    stage.main()
+    text = Path("report/index.html").read_text()
+    assert "L minus ce by severity" in text and "F minus ce" not in text
+    assert list(pd.read_csv("metrics/summary.csv").columns[:3]) == ["model", "runs", "top1"]
+
+
 # --- sentences ----------------------------------------------------------------------------------
 
 
@@ -268,7 +408,7 @@ def test_findings_say_what_is_within_the_spread():
         "kd": numbers(0.8, 0.4, 0.02),
         "L": numbers(0.9, 0.39, 0.03),
     }
-    against, fused, best, gap = report.findings(TEACHERS | students, ["ce", "kd"], ["L"])
+    against, fused, best, gap = report.findings(TEACHERS | students, ["ce", "kd"], ["L"], "digits")
     assert against == (
         "L against kd: +10.0 points on clean images (more than one sd: the larger of the two is "
         "3.0), −1.0 points on corrupted images (within one sd: the larger of the two is 3.0)."
@@ -277,18 +417,36 @@ def test_findings_say_what_is_within_the_spread():
     assert "below both its parts on corrupted images (30.0 %" in fused
     assert best.startswith("The best student on clean images is L; ce")
     assert "20.0 points below" in best
-    assert "L is +2.0 points on test against validation images" in gap
+    assert gap.startswith(
+        "The spread over seeds says nothing about the choice of images, which share scans within a "
+        "split: L is +2.0 points on test against validation images. Differences"
+    )
 
 
 def test_findings_do_not_flatter():
     students = {"ce": numbers(0.7, 0.2), "L": numbers(0.6, 0.2)}
     against, fused, best, _ = report.findings(
-        TEACHERS | students | {"fused": numbers(0.85, 0.45)}, ["ce"], ["L"]
+        TEACHERS | students | {"fused": numbers(0.85, 0.45)}, ["ce"], ["L"], "digits"
     )
     assert against.startswith("L against ce: −10.0 points on clean images, +0.0 points")
     assert "one seed, so no spread" in against
     assert "not above the better of its parts on clean images" in fused
     assert best == "No student is above ce, trained on labels alone, on clean images."
+
+
+def test_findings_of_other_images_than_digits():
+    students = {"ce": numbers(0.7, 0.2), "L": numbers(0.9, 0.2)}
+    *_, caution = report.findings(TEACHERS | students, ["ce"], ["L"], "cifar100")
+    assert caution.startswith(
+        "The spread over seeds says nothing about the choice of images: L is +2.0 points on test "
+        "against validation images. Differences"
+    )
+    for values in students.values():
+        del values["validation_accuracy"]
+    *_, caution = report.findings(TEACHERS | students, ["ce"], ["L"], "cifar100")
+    assert caution.startswith(
+        "The spread over seeds says nothing about the choice of images. Differences"
+    )
 
 
 def test_rounded_zero_has_no_minus():

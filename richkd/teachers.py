@@ -1,0 +1,97 @@
+"""Teachers that are not trained here: published checkpoints, local files, torchvision's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from richkd import download, models, weights
+from richkd.errors import InputError
+from richkd.files import replacing, sha256
+from richkd.params import CheckpointTeacher, MdistillerTeacher, TorchvisionTeacher
+
+# What mdistiller and the papers before it normalise CIFAR-100 with.
+MDISTILLER_MEAN, MDISTILLER_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
+
+class Teacher(NamedTuple):
+    """A classifier, what its input is normalised with, and where its weights come from."""
+
+    arch: str
+    model: nn.Module
+    mean: Sequence[float]
+    std: Sequence[float]
+    data: dict[str, str]
+
+
+def obtain(
+    p: CheckpointTeacher | MdistillerTeacher | TorchvisionTeacher, num_classes: int
+) -> Teacher:
+    """The teacher that the params name; InputError where its weights cannot be had or do not fit."""
+    if isinstance(p, TorchvisionTeacher):
+        return _torchvision(p, num_classes)
+    model = models.create(p.arch, num_classes)
+    if isinstance(p, MdistillerTeacher):
+        data = _mdistiller(p, model)
+        return Teacher(p.arch, model, MDISTILLER_MEAN, MDISTILLER_STD, data)
+    if not Path(p.path).is_file():
+        raise InputError(f"teacher.path {p.path}: there is no such file")
+    if p.sha256:
+        download.verify(Path(p.path), f"sha256:{p.sha256}", "teacher.path")
+    weights.load_into(model, p.path)
+    return Teacher(p.arch, model, p.mean, p.std, {p.path: sha256(p.path)})
+
+
+def _mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
+    """Fill the model from `cifar_teachers.tar`; where the weights come from."""
+    name = models.REFERENCE_NAMES.get(p.arch, p.arch)
+    member = f"cifar_teachers/{name}_vanilla/ckpt_epoch_240.pth"
+    archive = download.fetch(
+        p.urls,
+        "cifar_teachers.tar",
+        p.sha256 and f"sha256:{p.sha256}",
+        "unpack it where there is a network and set teacher.source: checkpoint, teacher.path",
+    )
+    with download.members(archive) as found:
+        if member not in found:
+            raise InputError(f"{archive} has no {member}: there is no such teacher for {p.arch}")
+        content = found[member]()
+    file = archive.with_name(f"{name}.pth")
+    with replacing(file) as part:
+        part.write_bytes(content)
+    weights.load_into(model, file)
+    return {"cifar_teachers.tar": sha256(archive), member: sha256(file)}
+
+
+def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
+    from torchvision.models import get_model_weights
+
+    name = f"torchvision/{p.arch}"
+    try:
+        model = models.create(name, num_classes)
+        choices = get_model_weights(p.arch)
+    except ValueError as error:
+        raise InputError(f"teacher.arch: {error}") from None
+    if p.weights not in choices.__members__:
+        allowed = ", ".join(choices.__members__)
+        raise InputError(f"teacher.weights is {p.weights!r}: {p.arch} has {allowed}")
+    chosen = choices[p.weights]
+    classes = len(chosen.meta["categories"])
+    if classes != num_classes:
+        raise InputError(
+            f"torchvision's {p.arch} with weights {p.weights} knows {classes} classes, the data set "
+            f"has {num_classes}"
+        )
+    try:
+        state: dict[str, Any] = chosen.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; another hash
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise InputError(
+            f"{chosen.url} could not be had ({error}): fetch it where there is a network and put it "
+            f"into {folder}"
+        ) from None
+    model.load_state_dict(state)
+    transforms = chosen.transforms()
+    return Teacher(name, model, transforms.mean, transforms.std, {chosen.url: str(chosen)})
