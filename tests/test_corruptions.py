@@ -1,32 +1,33 @@
 """Corruptions against what the benchmark's own generator gives (golden/corruptions.npz).
 
-Deterministic corruptions: within one grey level on 99 % of the values.
+Deterministic ones equal golden within one grey level on 99 % of the values. So do the random ones
+in REPLAYED, when they are fed with the draws that golden was made from: numpy's RandomState with
+seed severity - 1, spent image by image.
 
-Random ones cannot match pixel by pixel. Their mean absolute change from clean (averaged over the
-16 images), and the mean and standard deviation of the images, are compared with the expectation
-of ours over DRAWS seeds of the same 16 images, per severity, within 10 %. What cannot hold:
+Two cannot be fed: frost has textures in place of golden's photographs, and another library drew the
+impulse noise. For them the expectation of ours, over DRAWS draws of the same 16 images, is compared
+with golden: the mean absolute change from clean, the mean and the standard deviation of an image,
+each averaged over the 16 images, differ by at most 10 % of golden's, at every severity. This is not
+asked of the replayed ones, because golden itself is a draw that misses its own expectation: spatter
+at severity 4, equal to ours pixel by pixel, changes the images by 12 % less than on average, where
+one standard deviation is 10 %.
 
-- NOISE_LIMITED: the golden's mean change itself wanders by 8 to 10 % (one standard deviation over
-  400 seeds of ours) with the seed, because 16 images draw few ice photographs, or few splashes of
-  mud. The golden is off by 10, 11 and 12 % there. It must lie within 3 standard deviations, and
-  the mean over the five severities within 10 %.
-- Mean and deviation of each single image within 10 %: for the corruptions in WIDE one image varies
-  by more than that from seed to seed (fog by up to a third). There the golden must lie within 10 %
-  or 4 standard deviations of ours.
+The streams that users get are compared with golden for every random corruption, image by image:
+each of the three figures lies within 4 standard deviations of our draws.
 """
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from richkd.corruptions import BENCHMARK, EXTRA, corrupt, directional_blur
+from richkd.corruptions import BENCHMARK, EXTRA, corrupt
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "corruptions.npz"
-DRAWS = 40
 SEVERITIES = (1, 2, 3, 4, 5)
 ALL = BENCHMARK + EXTRA
 DETERMINISTIC = (
@@ -34,8 +35,7 @@ DETERMINISTIC = (
     "gaussian_blur", "saturate",
 )  # fmt: skip
 RANDOM = tuple(name for name in ALL if name not in DETERMINISTIC)
-NOISE_LIMITED = {("frost", 4), ("frost", 5), ("spatter", 4)}
-WIDE = ("snow", "frost", "fog", "elastic_transform")
+DRAWS = {"frost": 1000, "impulse_noise": 100}  # the mean change then stays within 0.6 % over seeds
 
 
 @functools.cache
@@ -50,67 +50,120 @@ def images(n, height=32, width=32):
     return np.random.default_rng(n).integers(0, 256, (n, height, width, 3), np.uint8)
 
 
+def equals_golden(name, severity):
+    ours = corrupt(golden()["clean"], name, severity, seed=0).astype(int)
+    return (np.abs(ours - golden()[name][severity - 1]) <= 1).mean() >= 0.99
+
+
 @functools.cache
-def statistics(name, severity):
-    """Mean absolute change, mean and sd of each image: golden (16, 3), ours (DRAWS, 16, 3)."""
+def statistics(name, severity, draws):
+    """Mean absolute change, mean and sd of each image: golden (16, 3), ours (draws, 16, 3)."""
     clean, theirs = golden()["clean"], golden()[name][severity - 1]
-    ours = corrupt(np.tile(clean, (DRAWS, 1, 1, 1)), name, severity, seed=0).reshape(DRAWS, *clean.shape)
+    ours = corrupt(np.tile(clean, (draws, 1, 1, 1)), name, severity, seed=0)
 
     def measure(x):
-        x, axes = x.astype(np.float64), (-3, -2, -1)
+        x, axes = x.astype(np.float32), (-3, -2, -1)
         return np.stack([np.abs(x - clean).mean(axes), x.mean(axes), x.std(axes)], -1)
 
-    return measure(theirs), measure(ours)
+    return measure(theirs), np.stack([measure(x) for x in np.split(ours, draws)])
+
+
+# Golden's draws, given out as our corruptions ask for them. r: the RandomState that golden used.
+
+
+def plain_draws(r):
+    return r
+
+
+def noise_draws(r):
+    return SimpleNamespace(standard_normal=lambda shape, dtype: r.standard_normal(shape))
+
+
+def glass_draws(r):
+    """From the last pixel to the first, x before y."""
+
+    def integers(low, high, shape):
+        n, passes, _, height, width = shape
+        draws = r.randint(low, high, (n, passes, height, width, 2))
+        return draws[:, :, ::-1, ::-1, ::-1].transpose(0, 1, 4, 2, 3)
+
+    return SimpleNamespace(integers=integers)
+
+
+def snow_draws(r):
+    """Flakes and angle of each image in turn."""
+    draws = [(r.standard_normal((32, 32, 1)), r.uniform(-135, -45)) for _ in range(16)]
+    flakes, angles = map(np.array, zip(*draws, strict=True))
+    flake_rng = SimpleNamespace(standard_normal=lambda shape, dtype: flakes)
+    angle_rng = SimpleNamespace(uniform=lambda low, high, n: angles)
+    return SimpleNamespace(spawn=lambda count: (flake_rng, angle_rng))
+
+
+def fog_draws(r):
+    """Octave by octave of each image in turn: centres of squares, then middles of their sides."""
+    noise = np.empty((16, 32, 32))
+    for image in noise:
+        for step in (32, 16, 8, 4, 2):
+            corner, middle = slice(0, None, step), slice(step // 2, None, step)
+            for part in (middle, middle), (corner, middle), (middle, corner):
+                image[part] = r.uniform(-1, 1, image[part].shape)
+    return SimpleNamespace(uniform=lambda low, high, shape: noise)
+
+
+def elastic_draws(r):
+    """Corners, then displacements of each image in turn, x before y."""
+    draws = [(r.uniform(-1, 1, (3, 2)), r.uniform(-1, 1, (2, 32, 32))) for _ in range(16)]
+    corners, shift = map(np.array, zip(*draws, strict=True))
+    affine_rng = SimpleNamespace(uniform=lambda low, high, shape: high * corners[..., ::-1])
+    displacement_rng = SimpleNamespace(uniform=lambda low, high, shape: shift[:, ::-1])
+    return SimpleNamespace(spawn=lambda count: (affine_rng, displacement_rng))
+
+
+REPLAYED = {
+    "gaussian_noise": noise_draws,
+    "shot_noise": plain_draws,
+    "glass_blur": glass_draws,
+    "motion_blur": plain_draws,
+    "snow": snow_draws,
+    "fog": fog_draws,
+    "elastic_transform": elastic_draws,
+    "speckle_noise": noise_draws,
+    "spatter": plain_draws,
+}
 
 
 def test_names():
     assert len(BENCHMARK) == 15 and len(EXTRA) == 4
     assert set(ALL) <= set(golden())
+    assert set(RANDOM) == {*REPLAYED, *DRAWS}
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_equals_golden(name, severity):
-    ours = corrupt(golden()["clean"], name, severity, seed=0).astype(int)
-    assert (np.abs(ours - golden()[name][severity - 1]) <= 1).mean() >= 0.99
+    assert equals_golden(name, severity)
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", REPLAYED)
+def test_random_equals_golden_given_its_draws(name, severity, monkeypatch):
+    draws = REPLAYED[name](np.random.RandomState(severity - 1))
+    monkeypatch.setattr(np.random, "default_rng", lambda key: draws)
+    assert equals_golden(name, severity)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("name", DRAWS)
 def test_random_matches_golden_statistics(name, severity):
-    theirs, ours = statistics(name, severity)
-    expected, noise = ours.mean((0, 1)), ours.mean(1).std(0)
-    error = np.abs(theirs.mean(0) - expected)
-    assert (error[1:] <= 0.1 * expected[1:]).all()
-    if (name, severity) in NOISE_LIMITED:
-        assert 3 * noise[0] > 0.1 * expected[0], "not limited by noise: compare within 10 %"
-        assert error[0] <= 3 * noise[0]
-    else:
-        assert error[0] <= 0.1 * expected[0]
+    theirs, ours = statistics(name, severity, DRAWS[name])
+    assert ours.mean((0, 1)) == pytest.approx(theirs.mean(0), rel=0.1)
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("name", RANDOM)
-def test_random_matches_golden_image_by_image(name, severity):
-    theirs, ours = (x[..., 1:] for x in statistics(name, severity))
-    allowed = 0.1 * ours.mean(0)
-    if name in WIDE:
-        allowed = np.maximum(allowed, 4 * ours.std(0))
-    assert (np.abs(theirs - ours.mean(0)) <= allowed).all()
-
-
-@pytest.mark.parametrize("name", ["frost", "spatter"])
-def test_noise_limited_change_matches_over_all_severities(name):
-    theirs, ours = zip(*(statistics(name, severity) for severity in SEVERITIES), strict=True)
-    assert np.mean([x[:, 0] for x in theirs]) == pytest.approx(np.mean([x[..., 0] for x in ours]), rel=0.1)
-
-
-@pytest.mark.parametrize("severity, radius, sigma", [(3, 6, 2), (5, 9, 2.5)])
-def test_golden_motion_blur_is_ours_at_some_angle(severity, radius, sigma):
-    angles = np.linspace(-45, 45, 181)
-    for clean, theirs in zip(golden()["clean"][:4], golden()["motion_blur"][severity - 1], strict=False):
-        ours = directional_blur(np.repeat(clean[None].astype(np.float32), 181, 0), angles, radius, sigma)
-        assert np.abs(ours - theirs).mean((1, 2, 3)).min() < 0.05
+def test_golden_could_be_a_draw_of_ours(name, severity):
+    theirs, ours = statistics(name, severity, DRAWS.get(name, 40))
+    assert (np.abs(theirs - ours.mean(0)) <= 4 * ours.std(0)).all()
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -44,6 +44,32 @@ def refusal(path):
     return message.removeprefix(str(path))
 
 
+PAIRS = [
+    dict(override.split("=") for override in line.split(" -S ")[1:])
+    for line in (ROOT / "docs/results.md").read_text().splitlines()
+    if line.startswith("    dvc exp run -S")
+]
+
+
+@pytest.mark.parametrize("overrides", PAIRS, ids=lambda x: "-".join(x.values()))
+def test_the_overrides_for_every_published_pair_fit_the_preset(path, overrides):
+    preset = yaml.safe_load((ROOT / "presets/cifar100.yaml").read_text())
+    for key, value in overrides.items():
+        section, name = key.split(".")
+        assert name in preset[section]
+        preset[section][name] = yaml.safe_load(value)
+    path.write_text(yaml.safe_dump(preset))
+    loaded = params.load("student", path=path).student
+    slow = loaded.arch.startswith(("mobilenet", "shufflenet"))
+    assert loaded.lr == (0.01 if slow else 0.05)
+
+
+def test_the_ten_other_pairs_are_there():
+    pairs = {(x.get("teacher.arch", "resnet32x4"), x["student.arch"]) for x in PAIRS}
+    table = (ROOT / "docs/results.md").read_text()
+    assert len(pairs) == 10 and all(f"| {a} → {b} |" in table for a, b in pairs)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_committed_files_load(file):
     sections = yaml.safe_load(file.read_text())
@@ -52,6 +78,15 @@ def test_committed_files_load(file):
 
 
 REFUSED = {
+    "data set": ({"dataset.name": "cifar1000"}, ": dataset.name is 'cifar1000': ", "'cifar100'"),
+    "source": ({"teacher.source": "web"}, ": teacher.source is 'web': must be one of 'train', 'che"),
+    "key of another source": (
+        {"clip.tag": "openai"},
+        ": clip.tag is not a parameter: allowed are prompts, logit_scale, source, model, training",
+    ),
+    "value for a section with sources": ({"clip": "openai"}, ": clip is 'openai': ", "an object"),
+    "null for a section with sources": ({"dataset": None}, ": dataset is None: ", "an object"),
+    "accuracy": ({"teacher.min_accuracy": 95}, ": teacher.min_accuracy is 95: ", "or equal to 1"),
     "alpha above 1": ({"fusion.alpha": 1.5}, ": fusion.alpha is 1.5: ", "or equal to 1"),
     "alpha below 0": ({"fusion.alpha": -0.1}, ": fusion.alpha is -0.1: ", "or equal to 0"),
     "NaN": ({"fusion.lam": float("nan")}, ": fusion.lam is nan: ", "a finite number"),
@@ -121,6 +156,48 @@ def test_refuses_what_does_not_go_together(path, name):
     assert all(part in message for part in parts)
 
 
+CIFAR = yaml.safe_load((ROOT / "presets/cifar100.yaml").read_text())
+REFUSED_OF_CIFAR = {
+    "sha256": ({"dataset.sha256": "5847"}, ": dataset.sha256 is '5847': "),
+    "url": ({"dataset.urls": ["file:///x"]}, ": dataset.urls.0 is 'file:///x': "),
+    "no urls": ({"corruptions.urls": []}, ": corruptions.urls is []: "),
+    "validation": ({"dataset.validation": -1}, ": dataset.validation is -1: "),
+    "images": ({"dataset.train_per_class": "most"}, ": dataset.train_per_class is 'most': should"),
+    "prompts by name": ({"clip.prompts": "imagenet"}, ": clip.prompts is 'imagenet': should be 'im"),
+    "arch": ({"teacher.arch": "resnet9"}, ": teacher.arch is 'resnet9': must be one of resnet8"),
+    "trained CLIP without images": (
+        {"clip": GOOD["clip"]},
+        ": dataset.captioned_images is 0: clip.source train needs images to train on",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_OF_CIFAR)
+def test_refuses_in_cifar100(path, name, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.GOOD", CIFAR)
+    changes, start = REFUSED_OF_CIFAR[name]
+    write(path, changes)
+    assert refusal(path).startswith(start)
+
+
+def test_every_source_loads(path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.GOOD", CIFAR)
+    numbers = {"min_accuracy": 0.7, "mean": [0.5] * 3, "std": [0.2] * 3}
+    prompts = {"prompts": "imagenet80", "logit_scale": 100}
+    sets = {"names": ["fog"], "severities": [1]}
+    sections = [
+        {"teacher": {"source": "checkpoint", "arch": "vgg8", "path": "x", "sha256": None, **numbers}},
+        {"teacher": {"source": "torchvision", "arch": "vit_b_16", "weights": "DEFAULT", "min_accuracy": 0}},
+        {"clip": {"source": "checkpoint", "model": "ViT-B-32", "path": "x", "sha256": "0" * 64, **prompts}},
+        {"corruptions": {"source": "path", "path": "x", **sets}},
+        {"corruptions": {"source": "generate", "seed": 0, **sets}},
+    ]
+    for section in sections:
+        write(path, section)
+        (name,) = section
+        assert params.to_dict(params.load(name, path=path)) == section
+
+
 def test_milestones_count_for_the_step_schedule_only(path):
     write(path, {"teacher.schedule": "onecycle", "teacher.epochs": 9, "teacher.milestones": [12]})
     assert params.load("teacher.milestones", path=path).teacher.milestones == (12,)
@@ -133,7 +210,9 @@ def test_the_models_to_evaluate_follow_the_variants(path):
     assert params.load("evaluate", path=path).evaluate.models == tuple(models_)
 
 
-@pytest.mark.parametrize("key", ["views", "fusion.alpha", "clip.model.embed_dim"])
+@pytest.mark.parametrize(
+    "key", ["views", "fusion.alpha", "clip.model.embed_dim", "teacher.source", "corruptions.names"]
+)
 def test_names_what_is_missing(path, key):
     write(path, drop=[key])
     assert refusal(path) == f": {key} is missing"
