@@ -31,21 +31,22 @@ SAVE_EVERY = 5.0  # seconds; flushing takes a tenth of one
 
 
 class Table:
-    """A cache on the device."""
+    """A cache, each part of it brought to the device when first looked up there."""
 
     def __init__(self, logits: Tensor, features: Tensor):
-        self._logits, self._features = logits, features
+        self._parts = {"logits": logits, "features": features}
         self.feature_dim = features.shape[-1]
 
     def logits(self, ids: Tensor, view_ids: Tensor) -> Tensor:
         """(B, C) for images `ids` (B,) in views `view_ids` (B,)."""
-        return self._lookup(self._logits, ids, view_ids)
+        return self._lookup("logits", ids, view_ids)
 
     def features(self, ids: Tensor, view_ids: Tensor) -> Tensor:
         """(B, D) for images `ids` (B,) in views `view_ids` (B,)."""
-        return self._lookup(self._features, ids, view_ids)
+        return self._lookup("features", ids, view_ids)
 
-    def _lookup(self, table: Tensor, ids: Tensor, view_ids: Tensor) -> Tensor:
+    def _lookup(self, part: str, ids: Tensor, view_ids: Tensor) -> Tensor:
+        table = self._parts[part] = self._parts[part].to(ids.device)
         return table[0, ids] if len(table) == 1 else table[view_ids, ids]
 
 
@@ -63,7 +64,7 @@ def identity(model: Path, views: Views, held: str, **more: Any) -> dict[str, Any
     }
 
 
-def of(name: str, views: Views, held: str, device: torch.device, **more: Any) -> Table:
+def of(name: str, views: Views, held: str, **more: Any) -> Table:
     """The cache of `models/<name>`; InputError names what it was made from if that is not so now.
 
     Arguments as for `identity`.
@@ -77,8 +78,9 @@ def of(name: str, views: Views, held: str, device: torch.device, **more: Any) ->
                 f"{folder} was made with another {part} ({_short(made_from.get(part))}, needed is "
                 f"{_short(needed)}): make it again"
             )
-    arrays = (np.load(folder / f"{part}.npy") for part in TABLES)
-    return Table(*(torch.from_numpy(array).to(device) for array in arrays))
+    # Mapped, so that what a variant never looks up, such as kd the features, takes no memory.
+    arrays = (np.load(folder / f"{part}.npy", mmap_mode="c") for part in TABLES)
+    return Table(*map(torch.from_numpy, arrays))
 
 
 def _short(value: Any) -> str:
@@ -144,9 +146,9 @@ def build(
         bar.update(batch_size)
     bar.close()
     tables.clear()
-    progress_file.unlink(missing_ok=True)
     logits, features = predict(model, validation, batch_size, precision)
     np.save(work / "validation.npy", logits.cpu().numpy())
+    progress_file.unlink(missing_ok=True)
     write_json(work / "cache.json", made_from)
     shutil.rmtree(folder, ignore_errors=True)
     Path(folder).parent.mkdir(parents=True, exist_ok=True)

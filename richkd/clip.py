@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from richkd.errors import InputError
+from richkd.errors import InputError, one_line
 from richkd.models import ModelOutput
 from richkd.params import ClipTowers
 from richkd.weights import load_into
@@ -27,10 +27,13 @@ class Input(NamedTuple):
     interpolation: str = "bicubic"
 
 
-def create(model: ClipTowers | str, quick_gelu: bool = False) -> nn.Module:
+def create(
+    model: ClipTowers | str, quick_gelu: bool = False, preprocessing: dict[str, Any] | None = None
+) -> nn.Module:
     """Freshly initialised: one of open_clip's models by its name, or its CLIP with small towers.
 
-    InputError for a name that open_clip does not know.
+    `preprocessing` overrides what `input_of` says of a named one. InputError for a name that
+    open_clip does not know.
     """
     import open_clip
 
@@ -40,7 +43,11 @@ def create(model: ClipTowers | str, quick_gelu: bool = False) -> nn.Module:
         logging.disable(logging.WARNING)  # "initialized randomly", as asked for
         try:
             return open_clip.create_model(
-                model, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu
+                model,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=quick_gelu,
+                force_preprocess_cfg=preprocessing,
             )
         finally:
             logging.disable(logging.NOTSET)
@@ -64,11 +71,7 @@ def pretrained(model: str, tag: str) -> tuple[nn.Module, bool]:
     """
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if tag not in tags:
-        known = f"{model} has {', '.join(tags)}" if tags else f"{model} has none"
-        raise InputError(f"clip.tag is {tag!r}: {known}; see open_clip.list_pretrained()")
-    source = open_clip.get_pretrained_cfg(model, tag)
+    source = _published(model, tag)
     # open_clip only warns where weights trained with QuickGELU meet a model without it.
     quick_gelu = source.get("quick_gelu", False)
     try:
@@ -77,27 +80,40 @@ def pretrained(model: str, tag: str) -> tuple[nn.Module, bool]:
         place = source.get("hf_hub") or source.get("url")
         raise InputError(
             f"the weights of clip.model {model}, clip.tag {tag} could not be had from {place}: fetch "
-            "the file where there is a network and name it with clip.source: checkpoint, clip.path "
-            f"({_line(error)})"
+            "the file where there is a network and name it with clip.source: checkpoint, clip.tag and "
+            f"clip.path ({one_line(error)})"
         ) from None
     return network, quick_gelu
 
 
-def from_checkpoint(model: str, path: Path | str) -> nn.Module:
-    """One of open_clip's models with the weights of a local file; InputError where they do not fit."""
+def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.Module, bool]:
+    """One of open_clip's models with the weights of a local file, and whether these need QuickGELU.
+
+    Where they are those of a tag of open_clip, it says so and how images are prepared; without one
+    the model's own way holds. InputError where the weights do not fit.
+    """
     import open_clip
 
-    network = create(model)
+    source = _published(model, tag) if tag else {}
+    quick_gelu = source.get("quick_gelu", False)
+    ways = ("mean", "std", "interpolation")
+    network = create(model, quick_gelu, {key: source[key] for key in ways if key in source})
     try:
         open_clip.load_checkpoint(network, str(path), strict=True, weights_only=True)
     except Exception as error:  # a missing file, another model's, a pickle that is not weights alone
-        raise InputError(f"clip.path {path} holds no weights of {model}: {_line(error)}") from None
-    return network
+        raise InputError(f"clip.path {path} holds no weights of {model}: {one_line(error)}") from None
+    return network, quick_gelu
 
 
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
+def _published(model: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of these weights."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        known = f"{model} has {', '.join(tags)}" if tags else f"{model} has none"
+        raise InputError(f"clip.tag is {tag!r}: {known}; see open_clip.list_pretrained()")
+    return open_clip.get_pretrained_cfg(model, tag)
 
 
 def input_of(clip: nn.Module) -> Input:
@@ -111,13 +127,22 @@ def input_of(clip: nn.Module) -> Input:
 
 
 def tokenizer(model: ClipTowers | str) -> Tokenizer:
-    """Its tokens are as long as the model reads; InputError for a text that is longer."""
+    """Its tokens are as long as the model reads.
+
+    InputError for a text that is longer, and where the tokenizer cannot be had: some need
+    `transformers` and a download.
+    """
     import open_clip
 
+    hint = ""
     if isinstance(model, str):
-        tokens_of = open_clip.get_tokenizer(model)
+        try:
+            tokens_of = open_clip.get_tokenizer(model)
+        except Exception as error:
+            raise InputError(f"{model}'s tokenizer could not be had: {one_line(error)}") from None
     else:
         tokens_of = open_clip.SimpleTokenizer(context_length=model.context_length)
+        hint = " or raise clip.model.context_length"
 
     def tokenize(texts: list[str]) -> Tensor:
         if isinstance(tokens_of, open_clip.SimpleTokenizer):  # it cuts off what is too long
@@ -126,7 +151,7 @@ def tokenizer(model: ClipTowers | str) -> Tokenizer:
             if needed > tokens_of.context_length:
                 raise InputError(
                     f"CLIP reads {tokens_of.context_length} tokens, {longest!r} has {needed}: "
-                    "shorten the prompt or caption, or raise clip.model.context_length"
+                    f"shorten the prompt or caption{hint}"
                 )
         return tokens_of(texts)
 

@@ -74,13 +74,15 @@ def predict(
     """Logits (N, C) and features (N, D), float32, of normalised images, in eval mode."""
     was_training = model.training
     model.eval()
+    # Some networks fail on no images at all: one tells the shapes, and none of its rows is kept.
+    inputs = images if len(images) else images.new_zeros(1, *images.shape[1:])
     outputs = []
     with autocast(images.device, precision):
-        for batch in images.split(batch_size):
+        for batch in inputs.split(batch_size):
             outputs.append(model(batch.contiguous(memory_format=torch.channels_last)))
     model.train(was_training)
     logits, features = zip(*outputs)
-    return torch.cat(logits).float(), torch.cat(features).float()
+    return tuple(torch.cat(parts)[: len(images)].float() for parts in (logits, features))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,7 +1,7 @@
 """What saved logits say about a model's accuracy; numpy and pandas only.
 
 `predictions/<name>/` holds float32 `validation.npy` and `test.npy` (seeds, N, C), and float16
-`corrupted.npy` (seeds, corruptions, severities, N, C).
+`corrupted.npy` (seeds, corruptions, severities, N, C), less each row's largest.
 """
 
 from collections.abc import Sequence

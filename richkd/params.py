@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from richkd import corruptions, models
-from richkd.errors import InputError
+from richkd.errors import InputError, one_line
 
 section = partial(
     dataclass,
@@ -66,7 +66,6 @@ Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Urls = _list_of(Annotated[str, Field(pattern="^https?://")])
 Prompts = _list_of(Annotated[str, AfterValidator(_template)])
-Channels = Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
 
 
 @section
@@ -89,7 +88,7 @@ class Cifar:
     name: Literal["cifar100", "cifar10"]
     urls: Urls  # tried in turn, unless `archive` is given
     archive: Text | None  # a local copy
-    sha256: Sha256 | None  # of a local copy that is not the official archive
+    sha256: Sha256 | None  # of an archive that is not the official one
     train_per_class: Literal["all"] | Count  # labelled training images a class
     validation: Whole  # images taken from the training images; 0 trains on all of them
     captioned_images: Whole  # training images with captions, where CLIP is trained
@@ -140,9 +139,9 @@ class CheckpointTeacher:
     source: Literal["checkpoint"]
     arch: str
     path: Text
-    sha256: Sha256 | None
-    mean: Channels  # what its input was normalised with
-    std: Channels
+    sha256: Sha256  # of the file, since DVC does not see it change
+    mean: Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]  # of its input
+    std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
     min_accuracy: Share
 
 
@@ -226,8 +225,9 @@ class CheckpointClip(Prompting):
 
     source: Literal["checkpoint"]
     model: Text
+    tag: Text | None  # which of open_clip's weights these are: says how images are prepared
     path: Text
-    sha256: Sha256 | None
+    sha256: Sha256  # of the file, since DVC does not see it change
 
 
 Clip = TrainedClip | PretrainedClip | CheckpointClip
@@ -364,6 +364,12 @@ class Params:
                 raise InputError(
                     "dataset.captioned_images is 0: clip.source train needs images to train on"
                 )
+        if isinstance(self.teacher, MdistillerTeacher) and self.dataset.name != "cifar100":
+            raise InputError("teacher.source is 'mdistiller': these teachers know cifar100 alone")
+        published = not isinstance(self.corruptions, GeneratedCorruptions)
+        if published and isinstance(self.dataset, Digits):
+            source = self.corruptions.source
+            raise InputError(f"corruptions.source is {source!r}: must be 'generate' for digits")
         trained = ["teacher", "clip", *self.baseline.variants, *self.distill.variants]
         if set(trained) != set(self.evaluate.models):
             raise InputError(
@@ -384,7 +390,7 @@ def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
         # JSON, since strict checks then take a list for a tuple, and nothing else for it.
         params = TypeAdapter(Params).validate_json(json.dumps(raw))
     except (YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not readable as YAML: {one_line(error)}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error.errors())}") from None
     chosen = SimpleNamespace()

@@ -1,6 +1,8 @@
 """Teachers that are not trained here: published checkpoints, local files, torchvision's."""
 
 from collections.abc import Sequence
+from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ from torch import nn
 
 from richkd import download, models, weights
 from richkd.errors import InputError
-from richkd.files import replacing, sha256
+from richkd.files import sha256
 from richkd.params import CheckpointTeacher, MdistillerTeacher, TorchvisionTeacher
 
 # What mdistiller and the papers before it normalise CIFAR-100 with.
@@ -36,12 +38,9 @@ def obtain(
     if isinstance(p, MdistillerTeacher):
         data = _mdistiller(p, model)
         return Teacher(p.arch, model, MDISTILLER_MEAN, MDISTILLER_STD, data)
-    if not Path(p.path).is_file():
-        raise InputError(f"teacher.path {p.path}: there is no such file")
-    if p.sha256:
-        download.verify(Path(p.path), f"sha256:{p.sha256}", "teacher.path")
+    download.verify(p.path, f"sha256:{p.sha256}", "teacher.path")
     weights.load_into(model, p.path)
-    return Teacher(p.arch, model, p.mean, p.std, {p.path: sha256(p.path)})
+    return Teacher(p.arch, model, p.mean, p.std, {p.path: p.sha256})
 
 
 def _mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
@@ -54,15 +53,18 @@ def _mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
         p.sha256 and f"sha256:{p.sha256}",
         "unpack it where there is a network and set teacher.source: checkpoint, teacher.path",
     )
-    with download.members(archive) as found:
-        if member not in found:
-            raise InputError(f"{archive} has no {member}: there is no such teacher for {p.arch}")
-        content = found[member]()
-    file = archive.with_name(f"{name}.pth")
-    with replacing(file) as part:
-        part.write_bytes(content)
-    weights.load_into(model, file)
-    return {"cifar_teachers.tar": sha256(archive), member: sha256(file)}
+    try:
+        with download.members(archive) as found:
+            if member not in found:
+                raise InputError(f"{archive} has no {member}: there is no such teacher")
+            content = BytesIO(found[member]())
+    except InputError:
+        if p.sha256 is None:
+            archive.unlink()  # nothing vouches for it: the next try downloads it again
+        raise
+    content.name = f"{archive}: {member}"
+    weights.load_into(model, content)
+    return {"cifar_teachers.tar": sha256(archive)}
 
 
 def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
@@ -86,7 +88,7 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
         )
     try:
         state: dict[str, Any] = chosen.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; another hash
+    except (OSError, RuntimeError, HTTPException) as error:  # no network; another hash; cut off
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
             f"{chosen.url} could not be had ({error}): fetch it where there is a network and put it "

@@ -7,8 +7,7 @@ where it comes from: params, versions, device, seed, fingerprint of the data, me
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import safetensors
 import torch
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from richkd import models
-from richkd.errors import InputError
+from richkd.errors import InputError, one_line
 from richkd.files import read_json, replacing, write_json
 
 
@@ -56,37 +55,42 @@ def paths(folder: Path | str) -> list[Path]:
     return [path.with_suffix("") for path in found]
 
 
-def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """A safetensors file, or one of torch.save: a state_dict, as it is or under `model`.
+def read_tensors(source: Path | str | IO[bytes]) -> dict[str, torch.Tensor]:
+    """A safetensors file, or what torch.save wrote: a state_dict, as it is or under `model`.
 
-    Nothing is unpickled but tensors. InputError where that is not what the file holds.
+    An open file has a `name`. Nothing is unpickled but tensors. InputError where that is not what
+    the file holds.
     """
+    name = getattr(source, "name", source)
     try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        if str(name).endswith(".safetensors"):
+            return load_file(source)
+        found = torch.load(source, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not whole: {error}") from None
-    # What torch says of a file that is cut off, is no pickle, or holds more than tensors.
-    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no file of weights alone, or not whole: {reason}") from None
+        raise InputError(f"{name} is not whole: {error}") from None
+    except Exception as error:  # what torch raises depends on where the file is broken
+        reason = one_line(error)
+        raise InputError(f"{name} is no file of weights alone, or not whole: {reason}") from None
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     if not isinstance(found, dict) or not all(torch.is_tensor(x) for x in found.values()):
-        raise InputError(f"{path} holds no state_dict, neither as it is nor under 'model'")
+        raise InputError(f"{name} holds no state_dict, neither as it is nor under 'model'")
     return found
 
 
-def load_into(model: nn.Module, path: Path | str) -> None:
-    """Fill `model`; InputError names the first parameter that does not fit, and both shapes."""
-    found = read_tensors(path)
+def load_into(model: nn.Module, source: Path | str | IO[bytes]) -> None:
+    """Fill `model` with `read_tensors(source)`.
+
+    InputError names the first parameter that does not fit, and both shapes.
+    """
+    found = read_tensors(source)
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in [*needed, *found]:
         have = tuple(found[name].shape) if name in found else "missing"
         if have != needed.get(name, "unknown"):
             raise InputError(
-                f"{path} is of another model: {name} is {have} there, {needed.get(name, 'unknown')} here"
+                f"{getattr(source, 'name', source)} is of another model: {name} is {have} there, "
+                f"{needed.get(name, 'unknown')} here"
             )
     model.load_state_dict(found)
 

@@ -14,7 +14,7 @@ def main(variant: str) -> None:
     data = TrainingData(p.views, p.runtime)
     objective, inputs = Objective(), [__file__]
     if variant == "kd":
-        teacher = cache.of("teacher", data.views, p.cache.teacher, data.device)
+        teacher = cache.of("teacher", data.views, p.cache.teacher)
         term = LogitDistillation(teacher.logits, p.baseline.temperature)
         objective = Objective(p.baseline.ce_weight, kd=(p.baseline.logit_weight, term))
         inputs.append("cache/teacher/cache.json")

@@ -1,7 +1,5 @@
 """Make CLIP, trained here or ready-made, a zero-shot classifier of the classes."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -18,29 +16,27 @@ def main() -> None:
     p = params.load("clip", "runtime")
     device = engine.pick_device(p.runtime.device)
     info = load_info(INFO)
+    prompts, tokens_of = clip.templates(p.clip.prompts), clip.tokenizer(p.clip.model)
     metrics, made_from = {}, {INFO: sha256(INFO)}
     checkpoint = resume.Checkpoint("clip", resume.key(params.to_dict(p), [INFO, CAPTIONED, __file__]))
     quick_gelu = False
     if p.clip.source == "train":
         expected = clip.Input(p.clip.model.image_size, info.mean, info.std)
-        model, loss = train(p.clip, p.runtime, info, expected, device, checkpoint)
+        model, loss = train(p.clip, p.runtime, info, expected, tokens_of, device, checkpoint)
         metrics["loss"] = loss
         made_from[CAPTIONED] = sha256(CAPTIONED)
     else:
         if p.clip.source == "pretrained":
             model, quick_gelu = clip.pretrained(p.clip.model, p.clip.tag)
         else:
-            if p.clip.sha256:
-                download.verify(Path(p.clip.path), f"sha256:{p.clip.sha256}", "clip.path")
-            model = clip.from_checkpoint(p.clip.model, p.clip.path)
-            made_from[p.clip.path] = sha256(p.clip.path)
+            download.verify(p.clip.path, f"sha256:{p.clip.sha256}", "clip.path")
+            model, quick_gelu = clip.from_checkpoint(p.clip.model, p.clip.tag, p.clip.path)
+            made_from[p.clip.path] = p.clip.sha256
         expected = clip.input_of(model)
         model.to(device)
 
     metrics["logit_scale"] = model.logit_scale.exp().item()
     scale = metrics["logit_scale"] if p.clip.logit_scale == "model" else p.clip.logit_scale
-    prompts = clip.templates(p.clip.prompts)
-    tokens_of = clip.tokenizer(p.clip.model)
     classifier = clip.class_embeddings(model, tokens_of, info.classes, prompts)
     record = {
         "kind": "clip",
@@ -52,7 +48,6 @@ def main() -> None:
         "prompts": prompts,
         "scale": scale,
         "params": params.to_dict(p),
-        "seed": p.clip.training.seed if p.clip.source == "train" else 0,
         "data": made_from,
         "metrics": metrics,
         **weights.provenance(device),
@@ -69,6 +64,7 @@ def train(
     runtime: Runtime,
     info: Info,
     expected: clip.Input,
+    tokens_of: clip.Tokenizer,
     device: torch.device,
     checkpoint: resume.Checkpoint,
 ) -> tuple[nn.Module, float]:
@@ -79,7 +75,7 @@ def train(
     history = clip_training.fit(
         model,
         expected,
-        clip.tokenizer(p.model),
+        tokens_of,
         p.training,
         engine.to_input(captioned.images, [0.0] * 3, [1.0] * 3, device),
         torch.from_numpy(captioned.labels).to(device),

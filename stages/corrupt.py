@@ -13,7 +13,6 @@ from tqdm import tqdm
 from richkd import cifar_c, download, params
 from richkd.corruptions import corrupt
 from richkd.dataset import Split, load_info, load_split
-from richkd.errors import InputError
 from richkd.files import write_array
 from stages import run
 
@@ -37,15 +36,14 @@ def generated(p: params.GeneratedCorruptions, test: Split) -> Iterator[tuple[str
 def published(
     p: params.DownloadedCorruptions | params.LocalCorruptions, test: Split
 ) -> Iterator[tuple[str, np.ndarray]]:
-    dataset = load_info("data/info.json").name
-    if dataset not in cifar_c.OFFICIAL:
-        allowed = ", ".join(cifar_c.OFFICIAL)
-        raise InputError(f"corruptions.source is {p.source!r}: there are published sets for {allowed} only")
+    official = cifar_c.OFFICIAL[load_info("data/info.json").name]
     if p.source == "download":
-        official = cifar_c.OFFICIAL[dataset]
-        source = download.fetch(p.urls, official.file, official.md5, "set corruptions.source: path")
+        instead = "set corruptions.source: path, and corruptions.path to a local copy"
+        source = download.fetch(p.urls, official.file, official.md5, instead)
     else:
         source = Path(p.path)
+        if source.is_file():
+            download.verify(source, official.md5, "corruptions.path")
     return cifar_c.read(source, p.names, p.severities, test.labels)
 
 

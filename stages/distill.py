@@ -16,9 +16,9 @@ def main(variant: str) -> None:
         "cache.teacher", "cache.clip", "clip.prompts", "clip.logit_scale",
     )  # fmt: skip
     data = TrainingData(p.views, p.runtime)
-    teacher = cache.of("teacher", data.views, p.cache.teacher, data.device)
+    teacher = cache.of("teacher", data.views, p.cache.teacher)
     prompting = params.to_dict({"prompt_list": p.clip.prompts, "logit_scale": p.clip.logit_scale})
-    clip = cache.of("clip", data.views, p.cache.clip, data.device, **prompting)
+    clip = cache.of("clip", data.views, p.cache.clip, **prompting)
 
     def objective(student: nn.Module) -> Objective:
         terms = {}

@@ -32,7 +32,9 @@ def main(name: str) -> None:
         write_array(f"predictions/{name}/{split}.npy", logits(images))
     corrupted = []
     for corruption in tqdm(corruptions, name, unit="corruption"):
-        scores = logits(np.load(f"data/corrupted/{corruption}.npy")).astype(np.float16)
+        scores = logits(np.load(f"data/corrupted/{corruption}.npy"))
+        # 16 bits are finest near 0: there the largest logit goes, and probabilities stay the same.
+        scores = (scores - scores.max(-1, keepdims=True)).astype(np.float16)
         corrupted.append(scores.reshape(len(models), len(severities), -1, scores.shape[-1]))
     write_array(f"predictions/{name}/corrupted.npy", np.stack(corrupted, axis=1))
     score(name, load_split("data/test.safetensors").labels, corruptions, severities)

@@ -1,5 +1,7 @@
 """Make the data set: training, validation and test images, and captioned ones for CLIP."""
 
+import numpy as np
+
 from richkd import cifar, digits, params
 from richkd.dataset import Info, save_info, save_split
 from stages import run
@@ -12,9 +14,18 @@ def main() -> None:
     for name, split in splits.items():
         save_split(f"data/{name}.safetensors", split)
         print(f"data/{name}.safetensors: {len(split.labels)} images of {len(classes)} classes")
-    pixels = splits["train"].images.reshape(-1, 3) / 255
-    mean, std = pixels.mean(0).tolist(), pixels.std(0).tolist()
+    mean, std = statistics(splits["train"].images)
     save_info("data/info.json", Info(name=dataset.name, classes=classes, mean=mean, std=std))
+
+
+def statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation a channel, in [0, 1], of uint8 (N, H, W, 3), from histograms."""
+    levels, mean, std = np.arange(256) / 255, [], []
+    for channel in range(3):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean.append(float(np.average(levels, weights=counts)))
+        std.append(float(np.average((levels - mean[-1]) ** 2, weights=counts) ** 0.5))
+    return mean, std
 
 
 if __name__ == "__main__":

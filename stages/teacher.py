@@ -1,6 +1,7 @@
 """Train the conventional teacher with cross entropy, or take a ready-made one; then test it."""
 
 import shutil
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,11 +18,15 @@ from stages import run
 
 def main() -> None:
     p = params.load("teacher", "views", "runtime")
+    recorded = params.to_dict(p)
+    for key in ("min_accuracy", "urls"):  # another of these is no other teacher
+        recorded["teacher"].pop(key, None)
     if p.teacher.source == "train":
         data = TrainingData(p.views, p.runtime)
-        train_seeds("teacher", data, p.teacher, [p.teacher.seed], lambda model: Objective(), p, [__file__])
+        seeds, inputs = [p.teacher.seed], [__file__]
+        train_seeds("teacher", data, p.teacher, seeds, lambda model: Objective(), recorded, inputs)
     else:
-        take(p)
+        take(p.teacher, p.runtime, recorded)
     tested = accuracy("test", p.runtime)
     write_json("metrics/teacher.json", {"test_accuracy": tested})
     print(f"the teacher, {p.teacher.arch}, is right on {100 * tested:.2f} % of the test images")
@@ -32,10 +37,10 @@ def main() -> None:
         )
 
 
-def take(p) -> None:
+def take(teacher: params.Teacher, runtime: params.Runtime, recorded: dict[str, Any]) -> None:
     """Write what `train_seeds` writes, of a teacher that is trained already."""
     info = load_info("data/info.json")
-    found = teachers.obtain(p.teacher, len(info.classes))
+    found = teachers.obtain(teacher, len(info.classes))
     shutil.rmtree("models/teacher", ignore_errors=True)
     record = {
         "kind": "classifier",
@@ -43,15 +48,14 @@ def take(p) -> None:
         "num_classes": len(info.classes),
         "mean": found.mean,
         "std": found.std,
-        "params": params.to_dict(p),
-        "seed": 0,
+        "params": recorded,
         "data": found.data,
         **weights.provenance(torch.device("cpu")),
     }
     weights.save("models/teacher/seed0", found.model.state_dict(), record)
     measured = {}
     if len(load_split("data/validation.safetensors").labels):
-        measured["validation_accuracy"] = accuracy("validation", p.runtime)
+        measured["validation_accuracy"] = accuracy("validation", runtime)
     write_json("metrics/train/teacher.json", summarize({"seed0": measured}))
     write_curves("teacher", pd.DataFrame())
     print(f"models/teacher: {found.arch} from {', '.join(found.data)}")

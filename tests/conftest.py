@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from archives import write
 from richkd.dataset import Split
 from richkd.engine import ResidentSet
 from richkd.views import Views
@@ -35,6 +36,30 @@ def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory):
+    """All 60,000 images in the layout of the official archives; an image's bytes are its label."""
+    from richkd.cifar import ARCHIVES
+
+    made = {}
+    for name, key, names in (("cifar100", "fine_labels", "fine_label_names"),
+                             ("cifar10", "labels", "label_names")):  # fmt: skip
+        archive = ARCHIVES[name]
+        rng = np.random.default_rng(0)
+
+        def batch(members, per_class):
+            labels = rng.permutation(np.arange(per_class * archive.classes) % archive.classes)
+            for member, part in zip(members, np.split(labels, len(members))):
+                data = np.repeat(part.astype(np.uint8)[:, None], 3072, axis=1)
+                yield member, {"data": data, key: part.tolist()}
+
+        contents = dict(batch(archive.train, archive.train_per_class))
+        contents |= dict(batch(archive.test, archive.test_per_class))
+        contents[archive.meta] = {names: [f"class_{i}" for i in range(archive.classes)]}
+        made[name] = write(tmp_path_factory.mktemp(name) / archive.file, contents)
+    return made
 
 
 @pytest.fixture(scope="session")

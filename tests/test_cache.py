@@ -144,7 +144,7 @@ def made(here, split, teacher, data):
 
 def test_a_cache_is_used_where_nothing_changed(made, teacher, data):
     ids, views = torch.tensor([1, 2]), torch.tensor([3, 4])
-    found = cache.of("clip", data.views, "all", CPU, **MORE)
+    found = cache.of("clip", data.views, "all", **MORE)
     with torch.no_grad():
         expected = teacher(data.batch(ids, views))
     torch.testing.assert_close(found.logits(ids, views), expected.logits)
@@ -165,7 +165,7 @@ def test_a_cache_of_other_params_is_refused_by_name(made, data, name):
     changes, part, had, needed = CHANGED[name]
     arguments = {"views": data.views, "held": "all", **MORE, **changes}
     with pytest.raises(InputError) as caught:
-        cache.of("clip", device=CPU, **arguments)
+        cache.of("clip", **arguments)
     message = str(caught.value)
     assert message.startswith(f"cache/clip was made with another {part} (") and "\n" not in message
     assert had in message.split("needed is")[0] and needed in message.split("needed is")[1]
@@ -174,25 +174,25 @@ def test_a_cache_of_other_params_is_refused_by_name(made, data, name):
 def test_a_cache_of_another_data_set_is_refused(made, data, split):
     save_split(cache.TRAIN, split._replace(images=split.images + 1))
     with pytest.raises(InputError, match="cache/clip was made with another data set"):
-        cache.of("clip", data.views, "all", CPU, **MORE)
+        cache.of("clip", data.views, "all", **MORE)
 
 
 def test_a_cache_of_another_teacher_is_refused(made, data):
     weights.save("models/clip/seed0", models.create("resnet8", 4).state_dict(), {})
     with pytest.raises(InputError, match="cache/clip was made with another teacher"):
-        cache.of("clip", data.views, "all", CPU, **MORE)
+        cache.of("clip", data.views, "all", **MORE)
 
 
 def test_a_cache_whose_teacher_is_gone_is_refused(made, data):
     cache.Path("models/clip/seed0.json").unlink()
     with pytest.raises(InputError, match="models/clip holds no model"):
-        cache.of("clip", data.views, "all", CPU, **MORE)
+        cache.of("clip", data.views, "all", **MORE)
 
 
 def test_a_cache_that_is_not_there_is_named(made, data):
     cache.Path("cache/clip/cache.json").unlink()
     with pytest.raises(FileNotFoundError, match="cache/clip/cache.json"):
-        cache.of("clip", data.views, "all", CPU, **MORE)
+        cache.of("clip", data.views, "all", **MORE)
 
 
 def test_a_disk_too_small_is_an_error_before_the_work(here, teacher, data, monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from richkd import clip, clip_training, params, weights
-from richkd.engine import to_input
+from richkd.engine import predict, to_input
 from richkd.errors import InputError
 from richkd.params import ClipTowers, ClipTraining
 from richkd.resume import Checkpoint
@@ -297,7 +297,7 @@ def test_weights_that_cannot_be_had_are_one_line(tiny, published, monkeypatch, s
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(
         f"the weights of clip.model tiny, clip.tag ours could not be had from {url}: fetch the file "
-        "where there is a network and name it with clip.source: checkpoint, clip.path (Failed"
+        "where there is a network and name it with clip.source: checkpoint, clip.tag and clip.path ("
     )
 
 
@@ -317,9 +317,22 @@ def test_without_network_the_paper_s_clip_is_one_line(tmp_path):
 def test_a_local_checkpoint_is_read(tiny, published, tmp_path):
     torch.save(published.state_dict(), tmp_path / "plain.pt")
     for file in ("tiny.pt", "plain.pt"):
-        model = clip.from_checkpoint(tiny, tmp_path / file)
-        state = model.state_dict()
-        assert all(torch.equal(state[k], v) for k, v in published.state_dict().items())
+        model, quick_gelu = clip.from_checkpoint(tiny, "ours", tmp_path / file)
+        assert quick_gelu
+        same_classifier(model, published)
+    model, quick_gelu = clip.from_checkpoint(tiny, None, tmp_path / "tiny.pt")
+    assert not quick_gelu
+    with pytest.raises(AssertionError):  # the same names, another activation
+        same_classifier(model, published)
+
+
+def test_a_checkpoint_s_tag_says_how_images_are_prepared(tiny, published, tmp_path, monkeypatch):
+    ours = {"mean": (0.5, 0.5, 0.5), "std": (0.4, 0.4, 0.4), "interpolation": "bilinear"}
+    monkeypatch.setitem(registry._PRETRAINED, tiny, {"ours": ours})
+    model, _ = clip.from_checkpoint(tiny, "ours", tmp_path / "tiny.pt")
+    assert clip.input_of(model) == clip.Input(32, *ours.values())
+    model, _ = clip.from_checkpoint(tiny, None, tmp_path / "tiny.pt")
+    assert clip.input_of(model).mean == open_clip.OPENAI_DATASET_MEAN
 
 
 def test_local_checkpoints_that_do_not_fit_are_one_line(tiny, published, tmp_path, evil):
@@ -338,10 +351,27 @@ def test_local_checkpoints_that_do_not_fit_are_one_line(tiny, published, tmp_pat
     }
     for file, reason in reasons.items():
         with pytest.raises(InputError, match=f"{file} holds no weights of tiny: .*{reason}") as caught:
-            clip.from_checkpoint(tiny, tmp_path / file)
+            clip.from_checkpoint(tiny, "ours", tmp_path / file)
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="clip.model is 'huge': must be one of open_clip.list_models"):
-        clip.from_checkpoint("huge", tmp_path / "tiny.pt")
+        clip.from_checkpoint("huge", None, tmp_path / "tiny.pt")
+
+
+def test_a_tokenizer_that_cannot_be_had_is_one_line(tiny, monkeypatch):
+    config = open_clip.get_model_config(tiny)
+    config["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
+    monkeypatch.setattr("open_clip.factory.get_model_config", lambda name: config)
+    with pytest.raises(InputError, match="tiny's tokenizer could not be had: ") as caught:
+        clip.tokenizer(tiny)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_images_are_no_features(tiny):
+    """`dataset.validation: 0`, through a transformer."""
+    model = clip.create(tiny).eval()
+    empty = clip.ZeroShot(model, torch.zeros(4, 16), 1.0, clip.input_of(model))
+    logits, features = predict(empty, torch.zeros(0, 3, 20, 20), 100)
+    assert logits.shape == (0, 4) and features.shape == (0, 16)
 
 
 def test_imagenet80_are_open_clip_s_templates():

@@ -1,6 +1,7 @@
 """The real pipeline through the real `dvc repro`, on the smoke preset, in a temporary clone."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -8,11 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+from richkd import models
+from serving import Answer
 
 REPOSITORY = Path(__file__).parents[1]
 STUDENTS = ("kd", "L", "LF")  # LF has all that F has
@@ -132,6 +138,11 @@ def test_alpha_reruns_what_follows_from_it(reproduced: Path, unbroken: dict[str,
     assert changed == {f"models/{v}/seed{s}.safetensors" for v in ("L", "LF") for s in (0, 1)}
 
 
+def test_another_bound_is_no_other_teacher(reproduced: Path) -> None:
+    edit(reproduced, "teacher.min_accuracy", 0.01)
+    assert stages_run(command(reproduced, "dvc", "repro")) == {"teacher", "report"}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
@@ -237,3 +248,65 @@ def test_killed_and_run_again_ends_the_same(tmp_path: Path, unbroken: dict[str, 
     final = command(folder, "dvc", "repro")
     assert "going on from .resume/L-seed1.pt" in final
     assert students(folder) == unbroken
+
+
+def test_cifar100_from_the_web(tmp_path: Path, official, server, monkeypatch) -> None:
+    """The other sources, end to end: a mirror, a published teacher, no validation images."""
+    monkeypatch.setitem(ENVIRONMENT, "XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(ENVIRONMENT, "NO_PROXY", "127.0.0.1")
+    archive = official["cifar100"].read_bytes()
+    teachers, weights = io.BytesIO(), io.BytesIO()
+    torch.save({"model": models.create("resnet8", 100).state_dict()}, weights)
+    with tarfile.open(fileobj=teachers, mode="w") as tar:
+        member = tarfile.TarInfo("cifar_teachers/resnet8_vanilla/ckpt_epoch_240.pth")
+        member.size = weights.tell()
+        weights.seek(0)
+        tar.addfile(member, weights)
+    urls = [
+        server.url("/gone.tar.gz", Answer(status=404)),
+        server.url("/c.tar.gz", Answer(body=archive, sends=len(archive) // 2), Answer(body=archive)),
+    ]
+
+    folder = clone(tmp_path / "clone")
+    digits = yaml.safe_load((folder / "presets/smoke.yaml").read_text())
+    params = yaml.safe_load((folder / "presets/cifar100.yaml").read_text())
+    params["dataset"] |= {
+        "urls": urls, "sha256": hashlib.sha256(archive).hexdigest(), "train_per_class": 1,
+        "captioned_images": 200,
+    }  # fmt: skip
+    params["views"]["pad"] = 1
+    params["teacher"] |= {
+        "arch": "resnet8", "min_accuracy": 0.0,
+        "urls": [server.url("/teachers.tar", Answer(body=teachers.getvalue()))],
+    }  # fmt: skip
+    params["clip"] = digits["clip"]
+    params["clip"]["training"]["steps"] = 20
+    params["student"] |= {"arch": "resnet8", "epochs": 1, "milestones": []}
+    params["crd"] |= {"dim": 16, "negatives": 16}
+    params["baseline"]["variants"], params["distill"]["variants"] = ["kd"], ["LF"]
+    params["distill"]["seeds"] = [0]
+    params["evaluate"]["models"] = ["teacher", "clip", "kd", "LF"]
+    params["corruptions"] = {"source": "generate", "names": ["fog"], "severities": [1], "seed": 0}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+    command(folder, "dvc", "repro")
+    asked = [request.path for request in server.requests]
+    assert asked == ["/gone.tar.gz", "/c.tar.gz", "/c.tar.gz", "/teachers.tar"]
+    assert server.requests[2].range == f"bytes={len(archive) // 2}-"
+    summary = json.loads((folder / "metrics/summary.json").read_text())
+    assert set(summary) == {"teacher", "clip", "fused", "kd", "LF"}
+    assert all("validation_accuracy" not in scores and "ece" in scores for scores in summary.values())
+    tested = json.loads((folder / "metrics/teacher.json").read_text())["test_accuracy"]
+    assert tested == pytest.approx(summary["teacher"]["top1"])
+    assert "There were no validation images" in (folder / "report/index.html").read_text()
+
+    edit(folder, "teacher.min_accuracy", 0.5)
+    result = stage(folder, "stages.teacher")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: the teacher's accuracy on the test images is {tested:.4f}, teacher.min_accuracy is 0.5"
+    )
+    edit(folder, "dataset.archive", str(official["cifar10"]))
+    result = stage(folder, "stages.prepare")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: dataset.archive, checked against dataset.sha256: ")

@@ -165,6 +165,14 @@ REFUSED_OF_CIFAR = {
     "images": ({"dataset.train_per_class": "most"}, ": dataset.train_per_class is 'most': should"),
     "prompts by name": ({"clip.prompts": "imagenet"}, ": clip.prompts is 'imagenet': should be 'im"),
     "arch": ({"teacher.arch": "resnet9"}, ": teacher.arch is 'resnet9': must be one of resnet8"),
+    "teachers of other data": (
+        {"dataset.name": "cifar10"},
+        ": teacher.source is 'mdistiller': these teachers know cifar100 alone",
+    ),
+    "published digits": (
+        {"dataset": GOOD["dataset"], "teacher": GOOD["teacher"]},
+        ": corruptions.source is 'download': must be 'generate' for digits",
+    ),
     "trained CLIP without images": (
         {"clip": GOOD["clip"]},
         ": dataset.captioned_images is 0: clip.source train needs images to train on",
@@ -184,11 +192,12 @@ def test_every_source_loads(path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.GOOD", CIFAR)
     numbers = {"min_accuracy": 0.7, "mean": [0.5] * 3, "std": [0.2] * 3}
     prompts = {"prompts": "imagenet80", "logit_scale": 100}
+    sha = {"sha256": "0" * 64}
     sets = {"names": ["fog"], "severities": [1]}
     sections = [
-        {"teacher": {"source": "checkpoint", "arch": "vgg8", "path": "x", "sha256": None, **numbers}},
+        {"teacher": {"source": "checkpoint", "arch": "vgg8", "path": "x", **sha, **numbers}},
         {"teacher": {"source": "torchvision", "arch": "vit_b_16", "weights": "DEFAULT", "min_accuracy": 0}},
-        {"clip": {"source": "checkpoint", "model": "ViT-B-32", "path": "x", "sha256": "0" * 64, **prompts}},
+        {"clip": {"source": "checkpoint", "model": "RN50", "tag": None, "path": "x", **sha, **prompts}},
         {"corruptions": {"source": "path", "path": "x", **sets}},
         {"corruptions": {"source": "generate", "seed": 0, **sets}},
     ]
