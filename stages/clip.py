@@ -52,6 +52,8 @@ def main() -> None:
         "metrics": metrics,
         **weights.provenance(device),
     }
+    if p.clip.source == "train":
+        record["seed"] = p.clip.training.seed
     zero_shot = clip.ZeroShot(model, classifier, scale, expected)
     weights.save("models/clip/seed0", zero_shot.state_dict(), record)
     write_json("metrics/train/clip.json", metrics)
