@@ -32,14 +32,15 @@ CIFAR = {
 READY = {"arch": "resnet32x4", "min_accuracy": 0.5}
 MDISTILLER = READY | {"source": "mdistiller", "urls": ["https://example.org/t"], "sha256": None}
 CHECKPOINT = READY | {
-    "source": "checkpoint", "path": "teacher.pth", "sha256": None, "mean": [0.5] * 3,
+    "source": "checkpoint", "path": "teacher.pth", "sha256": "0" * 64, "mean": [0.5] * 3,
     "std": [0.2] * 3,
 }  # fmt: skip
 TORCHVISION = {"source": "torchvision", "arch": "resnet50", "weights": "V2", "min_accuracy": 0.5}
 PROMPTING = {"prompts": "imagenet80", "logit_scale": "model"}
 PRETRAINED = PROMPTING | {"source": "pretrained", "model": "ViT-L-14", "tag": "openai"}
 LOCAL_CLIP = PROMPTING | {
-    "source": "checkpoint", "model": "ViT-B-32", "path": "clip.pt", "sha256": None
+    "source": "checkpoint", "model": "ViT-B-32", "tag": None, "path": "clip.pt",
+    "sha256": "0" * 64,
 }  # fmt: skip
 NAMES = ['<b>two</b> & "more"', *(f"class {i}" for i in range(9))]
 
