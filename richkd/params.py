@@ -412,7 +412,9 @@ def to_dict(chosen: Any) -> Any:
 
 def _explain(errors: list[dict[str, Any]]) -> str:
     """One line of pydantic's errors, of the first wrong key: its value and what is allowed."""
-    error = errors[0]
+    # A misspelt key is missing, too: its own spelling says more.
+    unknown = (error for error in errors if error["type"] == "unexpected_keyword_argument")
+    error = next(unknown, errors[0])
     # A key that takes either of two kinds has an error for each: the deepest knows the value best.
     for other in errors:
         if _location(other)[: len(_location(error))] == _location(error):

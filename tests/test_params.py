@@ -227,6 +227,11 @@ def test_names_what_is_missing(path, key):
     assert refusal(path) == f": {key} is missing"
 
 
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(path):
+    write(path, {"fusion.alhpa": 0.5}, drop=["fusion.alpha"])
+    assert refusal(path).startswith(": fusion.alhpa is not a parameter: did you mean alpha?")
+
+
 UNREADABLE = {
     "unclosed": b"a: [",
     "tagged": b"a: !!python/object:os.system {}",
