@@ -1,0 +1,61 @@
+"""Several processes that share one job, where torchrun started them; on its own, a process is all.
+
+A process works on its own part of each batch. `start` joins the others; before it, and where there
+are none, `processes()` is 1 and what is gathered or averaged comes back as it is.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(device: torch.device) -> torch.device:
+    """Join the processes that torchrun started, if it did; this one's device of that type."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device.type == "cuda":
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+    return device
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Of this process, from 0; the one of rank 0 writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait() -> None:
+    """Until all have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows (B, ...) of every process, in order of rank: (processes · B, ...)."""
+    if processes() == 1:
+        return rows
+    every = rows.new_empty(processes() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(every, rows.contiguous())
+    return every
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over the processes, in place."""
+    if processes() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """The mean over the processes, in place."""
+    return total(tensor).div_(processes())
