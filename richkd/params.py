@@ -109,6 +109,9 @@ class Runtime:
 
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["fp32", "bf16"]
+    deterministic: bool  # kernels that give the same bits again on the same device
+    step: Literal["auto", "eager", "graph", "compile"]  # auto: graph where that is possible
+    seeds_at_once: Count  # students trained side by side on one device
 
 
 @section
@@ -256,7 +259,8 @@ class Crd:
     """Contrastive representation distillation."""
 
     dim: Count
-    negatives: Count
+    num_negatives: Count
+    negatives: Literal["auto", "per_sample", "shared"]  # auto: shared above 200,000 images
     temperature: Annotated[float, Field(ge=0.02)]  # exp(1/temperature) must fit 32 bits
     momentum: Annotated[float, Field(ge=0, lt=1)]
 

@@ -1,5 +1,6 @@
 """Work that survives a kill: states on disk that only the experiment that made them may use."""
 
+import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ def key(params: Any, inputs: Iterable[Path | str]) -> str:
     code = sorted(Path(__file__).parent.rglob("*.py"))
     hashes = {str(path): sha256(path) for path in inputs}
     versions = [version(name) for name in ("torch", "open_clip_torch")]
-    machine = [torch.cuda.is_available(), torch.get_num_threads()]
+    machine = [torch.cuda.is_available(), torch.get_num_threads(), os.environ.get("WORLD_SIZE", "1")]
     return fingerprint(params, hashes, [sha256(path) for path in code], versions, machine)
 
 

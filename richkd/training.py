@@ -1,20 +1,26 @@
 """Train one classifier a seed and write all there is to keep of it."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from richkd import engine, models, resume, weights
+from richkd import distributed, engine, models, resume, weights
 from richkd.dataset import Info, load_info, load_split
 from richkd.files import replacing, sha256, write_json
+from richkd.fit import Run, fit
 from richkd.metrics import summarize
 from richkd.params import Runtime, Training, Views, to_dict
 from richkd.views import Views as ViewSet
+
+if TYPE_CHECKING:
+    from richkd.cache import Table
 
 DATA = ("data/train.safetensors", "data/validation.safetensors", "data/info.json")
 
@@ -23,8 +29,8 @@ class TrainingData:
     """The training and validation images on the device."""
 
     def __init__(self, views: Views, runtime: Runtime):
-        self.device = engine.pick_device(runtime.device)
-        self.precision = runtime.precision
+        self.device = engine.start(runtime.device, runtime.deterministic)
+        self.runtime = runtime
         self.info: Info = load_info("data/info.json")
         train, validation = (load_split(f"data/{name}.safetensors") for name in ("train", "validation"))
         height, width = train.images.shape[1:3]
@@ -43,11 +49,12 @@ def train_seeds(
     data: TrainingData,
     training: Training,
     seeds: Sequence[int],
-    make_objective: Callable[[nn.Module], nn.Module],
+    make_objective: Callable[..., nn.Module],
     params: Any,
     inputs: Sequence[Path | str],
+    tables: Sequence[Table] = (),
 ) -> None:
-    """Train `training.arch` once a seed under the objective that `make_objective(model)` gives.
+    """Train `training.arch` once a seed under the objective that `make_objective(model, *tables)` gives.
 
     Writes `models/<name>/seed<n>.safetensors` and `.json`, `metrics/train/<name>.json` and the
     curves, `metrics/curves/<name>.csv`. `params` and the files `inputs`, the calling script among
@@ -56,48 +63,61 @@ def train_seeds(
     """
     recorded = to_dict(params)
     key = resume.key([name, recorded], [*DATA, *inputs])
+    first = distributed.rank() == 0
     checkpoints, curves, results = [], [], {}
-    shutil.rmtree(f"models/{name}", ignore_errors=True)  # no seeds of an earlier run stay behind
-    for seed in seeds:
-        torch.manual_seed(seed)
-        model = models.create(training.arch, len(data.info.classes))
-        model.to(data.device, memory_format=torch.channels_last)
-        objective = make_objective(model).to(data.device)
-        checkpoint = resume.Checkpoint(f"{name}-seed{seed}", key)
-        checkpoints.append(checkpoint)
-        history = engine.fit(
-            model,
-            objective,
-            data.train,
-            data.validation,
-            training,
-            seed,
-            data.precision,
-            checkpoint,
-            f"{name} seed {seed}",
-        )
-        last = history[-1]
-        result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}
-        results[f"seed{seed}"] = result
-        curves.append(pd.DataFrame(history).assign(seed=seed))
-        record = {
-            "kind": "classifier",
-            "arch": training.arch,
-            "num_classes": len(data.info.classes),
-            "mean": data.info.mean,
-            "std": data.info.std,
-            "params": recorded,
-            "seed": seed,
-            "data": {path: sha256(path) for path in DATA},
-            "metrics": result,
-            **weights.provenance(data.device),
-        }
-        weights.save(f"models/{name}/seed{seed}", model.state_dict(), record)
-    write_curves(name, pd.concat(curves))
-    write_json(f"metrics/train/{name}.json", summarize(results))
-    for checkpoint in checkpoints:
-        checkpoint.remove()
-    print(f"models/{name}: {len(seeds)} × {training.arch}, metrics/train/{name}.json, curves")
+    if first:
+        shutil.rmtree(f"models/{name}", ignore_errors=True)  # no seeds of an earlier run stay behind
+    at_once = data.runtime.seeds_at_once
+    for group in (seeds[i : i + at_once] for i in range(0, len(seeds), at_once)):
+        runs = []
+        for seed in group:
+            torch.manual_seed(seed)
+            model = models.create(training.arch, len(data.info.classes))
+            model.to(data.device, memory_format=torch.channels_last)
+            readers = [table.reader() for table in tables]
+            runs.append(
+                Run(
+                    model,
+                    make_objective(model, *readers).to(data.device),
+                    data.train,
+                    data.validation,
+                    training,
+                    seed,
+                    data.runtime,
+                    resume.Checkpoint(f"{name}-seed{seed}", key),
+                    f"{name} seed {seed}",
+                    readers,
+                )
+            )
+        fit(runs)
+        if not first:
+            continue
+        for run in runs:
+            checkpoints.append(run.checkpoint)
+            last = run.history[-1]
+            result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}
+            results[f"seed{run.seed}"] = result
+            curves.append(pd.DataFrame(run.history).assign(seed=run.seed))
+            record = {
+                "kind": "classifier",
+                "arch": training.arch,
+                "num_classes": len(data.info.classes),
+                "mean": data.info.mean,
+                "std": data.info.std,
+                "params": recorded,
+                "seed": run.seed,
+                "data": {path: sha256(path) for path in DATA},
+                "metrics": result,
+                **weights.provenance(data.device),
+            }
+            weights.save(f"models/{name}/seed{run.seed}", run.model.state_dict(), record)
+    distributed.wait()  # all have read the checkpoints
+    if first:
+        write_curves(name, pd.concat(curves))
+        write_json(f"metrics/train/{name}.json", summarize(results))
+        for checkpoint in checkpoints:
+            checkpoint.remove()
+        print(f"models/{name}: {len(seeds)} × {training.arch}, metrics/train/{name}.json, curves")
 
 
 def write_curves(name: str, curves: pd.DataFrame) -> None:

@@ -1,21 +1,61 @@
 """One script a stage, in pipeline order; each reads its params, calls richkd, writes its outputs."""
 
+import os
 import sys
 from collections.abc import Callable
 
+from richkd import params
 from richkd.errors import InputError
 
+if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
+    os.environ["TQDM_DISABLE"] = "1"
 
-def run(main: Callable[..., None], *choices: str) -> None:
+
+def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> None:
     """Run a stage, with the one of `choices` that the command line names if there are any.
 
-    Bad input is one line and exit code 1.
+    Bad input is one line and exit code 1. A `parallel` stage may run under torchrun; the
+    environment variable RICHKD_PROCESSES starts as many processes of it on this machine.
     """
     words = sys.argv[1:]
     try:
         if len(words) != bool(choices) or not set(words) <= set(choices):
             allowed = f"name one of {', '.join(choices)}" if choices else "takes no word"
             raise InputError(f"called with {' '.join(words) or 'nothing'}: {allowed}")
-        main(*words)
+        wanted = os.environ.get("RICHKD_PROCESSES", "1")
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise InputError(f"RICHKD_PROCESSES is {wanted!r}: must be a number of processes")
+        if "RANK" in os.environ:
+            if os.environ["RANK"] != "0":
+                sys.stdout = open(os.devnull, "w")
+            main(*words)
+        elif parallel and int(wanted) > 1:
+            params.load()  # what is wrong there is said once, before there are many
+            start(int(wanted), words)
+        else:
+            main(*words)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def start(processes: int, words: list[str]) -> None:
+    """This command in several processes, as `torchrun --standalone` starts them."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    module = sys.modules["__main__"].__spec__.name
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", module, *words)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        sys.exit(f"error: process {rank} of {processes} ended with exit code {failure.exitcode}")

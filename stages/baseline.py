@@ -1,6 +1,9 @@
 """Train students that know nothing of CLIP: `ce` on labels alone, `kd` under the teacher."""
 
+from torch import nn
+
 from richkd import cache, params
+from richkd.cache import Table
 from richkd.distillation import LogitDistillation
 from richkd.objectives import Objective
 from richkd.training import TrainingData, train_seeds
@@ -12,14 +15,19 @@ def main(variant: str) -> None:
         "student", "baseline", "distill.seeds", "views", "runtime", "cache.teacher"
     )
     data = TrainingData(p.views, p.runtime)
-    objective, inputs = Objective(), [__file__]
+    tables, inputs = [], [__file__]
     if variant == "kd":
-        teacher = cache.of("teacher", data.views, p.cache.teacher)
-        term = LogitDistillation(teacher.logits, p.baseline.temperature)
-        objective = Objective(p.baseline.ce_weight, kd=(p.baseline.logit_weight, term))
+        tables.append(cache.of("teacher", data.views, p.cache.teacher, data.device, ["logits"]))
         inputs.append("cache/teacher/cache.json")
-    train_seeds(variant, data, p.student, p.distill.seeds, lambda student: objective, p, inputs)
+
+    def objective(student: nn.Module, *teacher: Table) -> Objective:
+        if not teacher:
+            return Objective()
+        term = LogitDistillation(teacher[0].logits, p.baseline.temperature)
+        return Objective(p.baseline.ce_weight, kd=(p.baseline.logit_weight, term))
+
+    train_seeds(variant, data, p.student, p.distill.seeds, objective, p, inputs, tables)
 
 
 if __name__ == "__main__":
-    run(main, "ce", "kd")
+    run(main, "ce", "kd", parallel=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from richkd import cache, engine, params, resume, weights
+from richkd import cache, distributed, engine, params, resume, weights
 from richkd.clip import ZeroShot, architecture, class_embeddings, tokenizer
 from richkd.dataset import load_split
 from richkd.files import read_json, write_json
@@ -17,8 +17,11 @@ VALIDATION = "data/validation.safetensors"
 
 
 def main(name: str) -> None:
-    p = params.load("views", "runtime", f"cache.{name}", "cache.batch_size")
-    device = engine.pick_device(p.runtime.device)
+    p = params.load(
+        "views", "runtime.device", "runtime.precision", "runtime.deterministic",
+        f"cache.{name}", "cache.batch_size",
+    )  # fmt: skip
+    device = engine.start(p.runtime.device, p.runtime.deterministic)
     train, validation = load_split(cache.TRAIN), load_split(VALIDATION)
     views = Views(*train.images.shape[1:3], p.views.pad, p.views.flip)
     (path,) = weights.paths(f"models/{name}")
@@ -42,6 +45,8 @@ def main(name: str) -> None:
         made_from,
         key,
     )
+    if distributed.rank() > 0:
+        return
     labels = torch.from_numpy(validation.labels).to(device)
     metrics = {}
     if len(labels):
@@ -64,4 +69,4 @@ def single_prompts(
 
 
 if __name__ == "__main__":
-    run(main, "teacher", "clip")
+    run(main, "teacher", "clip", parallel=True)

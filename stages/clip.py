@@ -6,15 +6,15 @@ from torch import nn
 from richkd import clip, clip_training, download, engine, params, resume, weights
 from richkd.dataset import Info, load_info, load_split
 from richkd.files import sha256, write_json
-from richkd.params import Runtime, TrainedClip
+from richkd.params import TrainedClip
 from stages import run
 
 INFO, CAPTIONED = "data/info.json", "data/captioned.safetensors"
 
 
 def main() -> None:
-    p = params.load("clip", "runtime")
-    device = engine.pick_device(p.runtime.device)
+    p = params.load("clip", "runtime.device", "runtime.precision", "runtime.deterministic")
+    device = engine.start(p.runtime.device, p.runtime.deterministic)
     info = load_info(INFO)
     prompts, tokens_of = clip.templates(p.clip.prompts), clip.tokenizer(p.clip.model)
     metrics, made_from = {}, {INFO: sha256(INFO)}
@@ -22,7 +22,7 @@ def main() -> None:
     quick_gelu = False
     if p.clip.source == "train":
         expected = clip.Input(p.clip.model.image_size, info.mean, info.std)
-        model, loss = train(p.clip, p.runtime, info, expected, tokens_of, device, checkpoint)
+        model, loss = train(p.clip, p.runtime.precision, info, expected, tokens_of, device, checkpoint)
         metrics["loss"] = loss
         made_from[CAPTIONED] = sha256(CAPTIONED)
     else:
@@ -63,7 +63,7 @@ def main() -> None:
 
 def train(
     p: TrainedClip,
-    runtime: Runtime,
+    precision: str,
     info: Info,
     expected: clip.Input,
     tokens_of: clip.Tokenizer,
@@ -82,7 +82,7 @@ def train(
         engine.to_input(captioned.images, [0.0] * 3, [1.0] * 3, device),
         torch.from_numpy(captioned.labels).to(device),
         info.classes,
-        runtime.precision,
+        precision,
         checkpoint,
     )
     return model, history[-1]["loss"]

@@ -3,11 +3,14 @@
 from torch import nn
 
 from richkd import cache, params
+from richkd.cache import Table
 from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
 from richkd.losses import ContrastiveMemory
 from richkd.objectives import Objective
 from richkd.training import TrainingData, train_seeds
 from stages import run
+
+SHARED_ABOVE = 200_000  # images; from there on a product with the whole bank is most of a step
 
 
 def main(variant: str) -> None:
@@ -16,11 +19,14 @@ def main(variant: str) -> None:
         "cache.teacher", "cache.clip", "clip.prompts", "clip.logit_scale",
     )  # fmt: skip
     data = TrainingData(p.views, p.runtime)
-    teacher = cache.of("teacher", data.views, p.cache.teacher)
+    parts = [part for letter, part in (("L", "logits"), ("F", "features")) if letter in variant]
     prompting = params.to_dict({"prompt_list": p.clip.prompts, "logit_scale": p.clip.logit_scale})
-    clip = cache.of("clip", data.views, p.cache.clip, **prompting)
+    tables = [
+        cache.of("teacher", data.views, p.cache.teacher, data.device, parts),
+        cache.of("clip", data.views, p.cache.clip, data.device, parts, **prompting),
+    ]
 
-    def objective(student: nn.Module) -> Objective:
+    def objective(student: nn.Module, teacher: Table, clip: Table) -> Objective:
         terms = {}
         if "L" in variant:
             fused = fused_logits(teacher, clip, p.fusion.alpha)
@@ -28,16 +34,19 @@ def main(variant: str) -> None:
             terms["kd"] = (p.distill.logit_weight, term)
         if "F" in variant:
             labels, crd = data.train.labels, p.crd
+            shared = crd.negatives == "shared"
+            if crd.negatives == "auto":
+                shared = len(labels) > SHARED_ABOVE
             memory = ContrastiveMemory(
-                len(labels), crd.dim, crd.negatives, crd.temperature, crd.momentum, labels
+                len(labels), crd.dim, crd.num_negatives, crd.temperature, crd.momentum, labels, shared
             )
             term = FusedContrast(student.feature_dim, teacher, clip, p.fusion.lam, memory)
             terms["crd"] = (p.distill.feature_weight, term)
         return Objective(p.distill.ce_weight, **terms)
 
     inputs = [__file__, "cache/teacher/cache.json", "cache/clip/cache.json"]
-    train_seeds(variant, data, p.student, p.distill.seeds, objective, p, inputs)
+    train_seeds(variant, data, p.student, p.distill.seeds, objective, p, inputs, tables)
 
 
 if __name__ == "__main__":
-    run(main, "L", "F", "LF")
+    run(main, "L", "F", "LF", parallel=True)

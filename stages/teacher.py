@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from richkd import engine, params, teachers, weights
+from richkd import distributed, engine, params, teachers, weights
 from richkd.dataset import load_info, load_split
 from richkd.errors import InputError
 from richkd.files import write_json
@@ -18,6 +18,7 @@ from stages import run
 
 def main() -> None:
     p = params.load("teacher", "views", "runtime")
+    engine.start(p.runtime.device, p.runtime.deterministic)
     recorded = params.to_dict(p)
     for key in ("min_accuracy", "urls"):  # another of these is no other teacher
         recorded["teacher"].pop(key, None)
@@ -25,7 +26,9 @@ def main() -> None:
         data = TrainingData(p.views, p.runtime)
         seeds, inputs = [p.teacher.seed], [__file__]
         train_seeds("teacher", data, p.teacher, seeds, lambda model: Objective(), recorded, inputs)
-    else:
+    if distributed.rank() > 0:
+        return
+    if p.teacher.source != "train":
         take(p.teacher, p.runtime, recorded)
     tested = accuracy("test", p.runtime)
     write_json("metrics/teacher.json", {"test_accuracy": tested})
@@ -63,7 +66,7 @@ def take(teacher: params.Teacher, runtime: params.Runtime, recorded: dict[str, A
 
 def accuracy(split: str, runtime: params.Runtime) -> float:
     """Of the saved teacher, read as the other stages read it."""
-    device = engine.pick_device(runtime.device)
+    device = engine.start(runtime.device, runtime.deterministic)
     (path,) = weights.paths("models/teacher")
     model, mean, std = weights.load_classifier(path, device)
     images, labels = load_split(f"data/{split}.safetensors")
@@ -73,4 +76,4 @@ def accuracy(split: str, runtime: params.Runtime) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parallel=True)

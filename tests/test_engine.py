@@ -10,18 +10,24 @@ from torch import nn
 from richkd import models, resume
 from richkd.cache import Table
 from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
-from richkd.engine import ResidentSet, accuracy, fit, pick_device, predict, to_input
+from richkd.engine import ResidentSet, accuracy, predict, start, to_input
 from richkd.errors import InputError
+from richkd.fit import Run, fit
 from richkd.losses import ContrastiveMemory
 from richkd.models import ModelOutput
 from richkd.objectives import Objective
-from richkd.params import Training
+from richkd.params import Runtime, Training
 from richkd.resume import Checkpoint
 
 CPU = torch.device("cpu")
 TRAINING = Training(
     arch="resnet8", epochs=4, batch_size=8, lr=0.05, schedule="onecycle", milestones=(),
     momentum=0.9, weight_decay=5e-4,
+)  # fmt: skip
+
+
+RUNTIME = Runtime(
+    device="auto", precision="fp32", deterministic=False, step="auto", seeds_at_once=1
 )  # fmt: skip
 
 
@@ -51,12 +57,22 @@ def fused_objective(data):
     )
 
 
-def run(model, objective, data, how=TRAINING, seed=0, precision="fp32", checkpoint=("run", "key")):
-    centre = torch.full((len(data),), data.views.center)
-    validation = data.batch(torch.arange(len(data)), centre), data.labels
-    return fit(
-        model, objective, data, validation, how, seed, precision, Checkpoint(*checkpoint), "test"
-    )
+def prepare(
+    model, objective, data, how=TRAINING, seed=0, checkpoint=("run", "key"), tables=(), **runtime
+):
+    ids = torch.arange(len(data), device=data.device)
+    validation = data.batch(ids, torch.full_like(ids, data.views.center)), data.labels
+    runtime = dataclasses.replace(RUNTIME, **runtime)
+    checkpoint = Checkpoint(*checkpoint)
+    return Run(
+        model, objective, data, validation, how, seed, runtime, checkpoint, "test", tables
+    )  # fmt: skip
+
+
+def run(*arguments, **more):
+    prepared = prepare(*arguments, **more)
+    fit([prepared])
+    return prepared.history
 
 
 def same(first, second):
@@ -305,20 +321,20 @@ def test_to_input_by_hand(split):
 
 
 def test_cpu_is_the_cpu():
-    assert pick_device("cpu") == CPU
+    assert start("cpu") == CPU
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_one_is_refused():
-    assert pick_device("auto") == CPU
+    assert start("auto") == CPU
     with pytest.raises(InputError, match="runtime.device is 'cuda': no CUDA device here, use auto"):
-        pick_device("cuda")
+        start("cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_cuda_trains_and_resumes(here, split, data, killed_after, precision):
-    cuda = pick_device("auto")
+    cuda = start("auto")
     assert cuda.type == "cuda"
     resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
     model, how = network().to(cuda), training(epochs=10)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from torch.nn import functional as F
 from torchvision.transforms import functional as tv
 
 from richkd.dataset import Split
@@ -57,8 +58,10 @@ def test_crop_takes_any_image_any_number_of_times(views, seed):
         plain(images[i], views, *in_order(views)[v])
         for i, v in zip(ids.tolist(), view_ids.tolist())
     ]
-    actual = views.crop(views.pad_images(images), ids, view_ids)
+    padded = F.pad(images, [views.pad] * 4)
+    actual = views.crop(views.mirrored(padded), ids, view_ids)
     torch.testing.assert_close(actual, torch.stack(expected), rtol=0, atol=0)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
 @quick
@@ -86,7 +89,7 @@ def test_the_border_is_black_before_normalising(split, data):
     border = data.views.apply(pixels, views).permute(0, 2, 3, 1).mul(255).round().byte().numpy()
     expected = to_input(border, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], torch.device("cpu"))
     torch.testing.assert_close(data.batch(ids, views), expected, rtol=0, atol=1e-6)
-    assert data.padded[0, :, 0, 0].numpy() == pytest.approx([-0.5 / 0.2, -0.4 / 0.3, -0.3 / 0.4])
+    assert data.mirrored[0, 0, 0, 0].numpy() == pytest.approx([-0.5 / 0.2, -0.4 / 0.3, -0.3 / 0.4])
 
 
 def test_resident_sets_keep_the_order_of_channels_and_axes():
