@@ -5,6 +5,7 @@ are none, `processes()` is 1 and what is gathered or averaged comes back as it i
 """
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -40,15 +41,6 @@ def wait() -> None:
         dist.barrier()
 
 
-def gather(rows: Tensor) -> Tensor:
-    """The rows (B, ...) of every process, in order of rank: (processes · B, ...)."""
-    if processes() == 1:
-        return rows
-    every = rows.new_empty(processes() * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(every, rows.contiguous())
-    return every
-
-
 def total(tensor: Tensor) -> Tensor:
     """The sum over the processes, in place."""
     if processes() > 1:
@@ -59,3 +51,21 @@ def total(tensor: Tensor) -> Tensor:
 def mean(tensor: Tensor) -> Tensor:
     """The mean over the processes, in place."""
     return total(tensor).div_(processes())
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows (B, ...) of every process, in order of rank: (processes · B, ...)."""
+    if processes() == 1:
+        return rows
+    every = rows.new_zeros(processes(), *rows.shape)
+    every[rank()] = rows
+    return total(every).flatten(0, 1)
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Each one's mean over the processes, in place; all of them in one message."""
+    if processes() == 1:
+        return
+    flat = mean(torch.cat([tensor.flatten() for tensor in tensors]))
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view_as(tensor))

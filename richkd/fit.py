@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
@@ -30,26 +29,6 @@ if TYPE_CHECKING:
 
 VALIDATIONS = 10  # a run; validating after every epoch would double the time of a small one
 WARM_UP = 3  # steps of a length before its graph is captured: cuDNN picks kernels, buffers appear
-
-
-class Learner(nn.Module):
-    """A model and its objective as one module, whose gradients processes average together."""
-
-    def __init__(self, model: nn.Module, objective: nn.Module, precision: str):
-        super().__init__()
-        self.model, self.objective, self.precision = model, objective, precision
-
-    def forward(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        ids: Tensor,
-        view_ids: Tensor,
-        draw: torch.Generator,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        with autocast(images.device, self.precision):
-            output = self.model(images)
-        return self.objective(output, labels, ids, view_ids, draw), output.logits
 
 
 class Run:
@@ -84,7 +63,7 @@ class Run:
         tables: Sequence[Table] = (),
     ):
         """InputError where the batch does not divide among the processes, or graphs cannot be."""
-        self.model, self.data, self.validation = model, data, validation
+        self.model, self.objective, self.data, self.validation = model, objective, data, validation
         self.training, self.seed, self.title, self.tables = training, seed, title, tables
         self.precision, self.checkpoint = runtime.precision, checkpoint
         self.batch_size = min(training.batch_size, len(data))
@@ -106,18 +85,14 @@ class Run:
         self.seen: Counter[int] = Counter()
         self.draw = torch.Generator(data.device)
 
-        forward = model
+        self.forward = model
         if runtime.step == "compile":
-            forward = torch.compile(model, mode="reduce-overhead" if cuda else "default")
-        self.network: nn.Module = Learner(forward, objective, runtime.precision)
-        parameters = list(self.network.parameters())
-        if not alone:
-            # Its buffers are each process's own (BatchNorm) or equal anyhow (CRD's banks).
-            self.network = DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.forward = torch.compile(model, mode="reduce-overhead" if cuda else "default")
+        self.parameters = [*model.parameters(), *objective.parameters()]
         # A graph reads the rate from the device; as a number it would stay what it was at capture.
         rate = torch.tensor(training.lr, device=data.device) if self.graphs else training.lr
         self.optimizer = torch.optim.SGD(
-            parameters,
+            self.parameters,
             lr=rate,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
@@ -169,12 +144,14 @@ class Run:
 
     def _step(self, ids: Tensor, view_ids: Tensor) -> None:
         labels = self.data.labels[ids]
-        images = self.data.batch(ids, view_ids)
-        terms, logits = self.network(images, labels, ids, view_ids, self.draw)
+        with autocast(self.data.device, self.precision):
+            output = self.forward(self.data.batch(ids, view_ids))
+        terms = self.objective(output, labels, ids, view_ids, self.draw)
         self.optimizer.zero_grad()
         terms["loss"].backward()
+        distributed.average([x.grad for x in self.parameters if x.grad is not None])
         self.optimizer.step()
-        hits = (logits.argmax(1) == labels).float().mean()
+        hits = (output.logits.argmax(1) == labels).float().mean()
         values = torch.stack([*terms.values(), hits]).detach() * len(ids)
         if self.sums is None:
             self.names, self.sums = [*terms, "train_accuracy"], torch.zeros_like(values)

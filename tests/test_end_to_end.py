@@ -282,7 +282,7 @@ def test_cifar100_from_the_web(tmp_path: Path, official, server, monkeypatch) ->
     params["clip"] = digits["clip"]
     params["clip"]["training"]["steps"] = 20
     params["student"] |= {"arch": "resnet8", "epochs": 1, "milestones": []}
-    params["crd"] |= {"dim": 16, "negatives": 16}
+    params["crd"] |= {"dim": 16, "num_negatives": 16}
     params["baseline"]["variants"], params["distill"]["variants"] = ["kd"], ["LF"]
     params["distill"]["seeds"] = [0]
     params["evaluate"]["models"] = ["teacher", "clip", "kd", "LF"]
