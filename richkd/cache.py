@@ -167,7 +167,7 @@ def of(
     table = place({part: torch.from_numpy(array) for part, array in arrays.items()}, device)
     size = sum(array.nbytes for array in arrays.values())
     way = "streamed from the disk" if isinstance(table, Streamed) else f"on the {device.type}"
-    tqdm.write(f"{folder}: {size / 1e9:.2f} GB of {' and '.join(parts)}, {way}")
+    tqdm.write(f"{folder}: {size / 1e6:,.1f} MB of {' and '.join(parts)}, {way}")
     return table
 
 
@@ -185,13 +185,13 @@ def _allocate(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     free = shutil.disk_usage(folder).free
     sizes = ", ".join(f"{name} {' × '.join(map(str, shape))}" for name, shape in shapes.items())
     tqdm.write(
-        f"{sizes} in float16: {needed / 2e9:.2f} GB, and as much in DVC's cache; "
-        f"{free / 1e9:.1f} GB of disk are free"
+        f"{sizes} in float16: {needed / 2e6:,.1f} MB, and as much in DVC's cache; "
+        f"{free / 1e6:,.0f} MB of disk are free"
     )
     if needed > free:
         raise InputError(
-            f"a cache of {needed / 2e9:.2f} GB, and as much in DVC's, do not fit on the disk of "
-            f"{folder.resolve()}, where {free / 1e9:.2f} GB are free: free some, or hold the centre "
+            f"a cache of {needed / 2e6:,.1f} MB, and as much in DVC's, do not fit on the disk of "
+            f"{folder.resolve()}, where {free / 1e6:,.1f} MB are free: free some, or hold the centre "
             "view alone (cache.teacher, cache.clip)"
         )
     for name, shape in shapes.items():

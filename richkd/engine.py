@@ -80,8 +80,8 @@ class ResidentSet:
         needed, free = 12 * pixels * (3 if views.flip else 2), free_memory(device)
         if needed > free:
             raise InputError(
-                f"{len(split.images)} images padded by views.pad {views.pad} take {needed / 1e9:.1f} GB "
-                f"of memory on the {device.type}, {free / 1e9:.1f} GB are free: take fewer or smaller ones"
+                f"{len(split.images)} images padded by views.pad {views.pad} take {needed / 1e6:,.1f} MB "
+                f"of memory on the {device.type}, {free / 1e6:,.1f} MB are free: take fewer or smaller ones"
             )
         padded = np.pad(split.images, border)  # black, before normalising
         self.mirrored = views.mirrored(to_input(padded, mean, std, device))

@@ -48,6 +48,7 @@ def start(processes: int, words: list[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id="richkd",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
