@@ -204,6 +204,110 @@ def test_a_cache_that_is_not_there_is_named(made, data):
         cache.of("clip", data.views, "all", CPU, **MORE)
 
 
+# --- on the device, or streamed -----------------------------------------------------------------
+
+
+def parts(views=18):
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"logits": (views, 22, 4), "features": (views, 22, 6)}
+    return {name: torch.randn(shape, generator=draw).half() for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("views", [18, 1])
+def test_a_streamed_table_answers_for_the_batch_that_has_begun(views):
+    whole, streamed = cache.Table(**parts(views)), cache.Streamed(parts(views), CPU)
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(2):  # epochs
+        batches = [
+            (torch.randint(22, (n,), generator=draw), torch.randint(18, (n,), generator=draw))
+            for n in (5, 5, 5, 5, 5, 5, 3)  # more than are gathered ahead
+        ]
+        streamed.start(batches)
+        for batch in batches:
+            streamed.advance()
+            for part in cache.TABLES:
+                found = getattr(streamed, part)(*batch)
+                assert found.dtype == torch.float32
+                assert torch.equal(found, getattr(whole, part)(*batch))
+
+
+def test_a_streamed_table_answers_from_the_same_memory():
+    streamed = cache.Streamed(parts(), CPU)
+    ids = torch.arange(4)
+    streamed.start([(ids, ids), (ids[:2], ids[:2])])
+    places = set()
+    for batch in (ids, ids[:2]):
+        streamed.advance()
+        places.add(streamed.rows["logits"].data_ptr())
+    assert len(places) == 1
+
+
+def test_readers_of_one_streamed_table_have_batches_of_their_own():
+    streamed = cache.Streamed(parts(), CPU)
+    first, second = streamed.reader(), streamed.reader()
+    ids = torch.arange(4)
+    first.start([(ids, ids)])
+    second.start([(ids + 7, ids)])
+    first.advance()
+    second.advance()
+    assert torch.equal(first.logits(ids, ids), cache.Table(**parts()).logits(ids, ids))
+    assert not torch.equal(first.logits(ids, ids), second.logits(ids, ids))
+
+
+def test_what_fails_as_rows_are_gathered_fails_the_run():
+    streamed = cache.Streamed(parts(), CPU)
+    streamed.start([(torch.tensor([99]), torch.tensor([17]))])
+    with pytest.raises(IndexError):
+        streamed.advance()
+
+
+@pytest.mark.parametrize(("free", "kind"), [(2, cache.Table), (1.9, cache.Streamed)])
+def test_a_table_is_streamed_where_it_takes_more_than_half_of_a_device(monkeypatch, free, kind):
+    size = sum(x.nbytes for x in parts().values())
+    monkeypatch.setattr(cache, "free_memory", lambda device: free * size)
+    assert type(cache.place(parts(), torch.device("meta"))) is kind
+    assert type(cache.place(parts(), CPU)) is cache.Table  # mapped from the disk
+
+
+def test_a_variant_reads_its_parts_alone(made, data, capsys):
+    cache.Path("cache/clip/features.npy").unlink()
+    table = cache.of("clip", data.views, "all", CPU, ["logits"], **MORE)
+    assert list(table.parts) == ["logits"]
+    assert "cache/clip: 0.0 MB of logits, on the cpu" in capsys.readouterr().out
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+
+def test_sizes_are_said_before_the_work_starts(here, teacher, data, killed_after, capsys):
+    with killed_after(teacher, 1):  # the one that tells the shapes
+        build("teacher", teacher, data)
+    said = capsys.readouterr().out
+    assert "logits 18 × 22 × 4, features 18 × 22 × 64 in float16: 0.1 MB, and as much in" in said
+
+
+def test_too_little_disk_is_an_error_before_the_work(here, teacher, data, monkeypatch):
+    needed = 2 * 2 * 18 * 22 * (4 + 64)
+    usage = cache.shutil.disk_usage(here)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    calls = []
+    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(InputError, match="a cache of 0.1 MB, and as much in DVC's, do not fit on"):
+        build("teacher", teacher, data)
+    handle.remove()
+    assert len(calls) == 1 and not cache.Path("cache").exists()
+
+
+def test_a_full_device_says_what_to_lower(here, teacher, data, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    build("x", teacher, data)  # the shapes can be told
+    monkeypatch.setattr(cache, "_rows", full)
+    with pytest.raises(InputError, match="out of memory: lower cache.batch_size"):
+        build("teacher", teacher, data)
+
+
 def test_a_disk_too_small_is_an_error_before_the_work(here, teacher, data, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -13,6 +13,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -106,6 +107,69 @@ def test_everything_is_there(reproduced: Path, unbroken: dict[str, str]) -> None
     assert record["params"]["fusion"] == {"alpha": 0.4, "lam": 0.4}
     assert {"versions", "device", "data", "metrics"} <= set(record)
     assert not list((reproduced / ".resume").iterdir())
+
+
+def test_two_processes_do_the_work_of_one(reproduced: Path, tmp_path: Path, monkeypatch) -> None:
+    """The same bytes of caches and logits; a rank that dies ends the run, and the next resumes."""
+    for name, value in (("OMP_NUM_THREADS", "1"), ("GLOO_SOCKET_IFNAME", "lo")):
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    folder = tmp_path / "copy"
+    shutil.copytree(reproduced, folder)
+    edit(folder, "student.epochs", 30)  # time to be killed in
+
+    def content(name: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+
+    made = ("cache/teacher", ["stages.cache", "teacher"]), ("predictions/kd", ["stages.evaluate", "kd"])
+    alone = {}
+    for name, words in made:
+        assert stage(folder, *words).returncode == 0
+        alone[name] = content(name)
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1", "-m"]
+    for name, words in made:
+        result = stage(folder, *torchrun, *words)
+        assert result.returncode == 0, result.stderr
+        assert content(name) == alone[name]
+
+    monkeypatch.setitem(ENVIRONMENT, "RICHKD_PROCESSES", "2")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "stages.distill", "LF"], cwd=folder, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    while not (folder / ".resume/LF-seed1.pt").exists():
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.001)
+    last = psutil.Process(run.pid).children()[-1]
+    assert last.environ()["RANK"] == "1"
+    last.kill()
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "error: process 1 of 2 ended with exit code -9" in errors
+    assert not (folder / "models/LF/seed1.json").exists()
+    result = stage(folder, "stages.distill", "LF")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("going on from .resume/LF-seed1.pt") == 1  # rank 0 speaks for all
+    resumed = content("models/LF")
+    assert stage(folder, "stages.distill", "LF").returncode == 0
+    assert content("models/LF") == resumed
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch_size", "said"),
+    [
+        ("two", 16, "error: RICHKD_PROCESSES is 'two': must be a number of processes"),
+        ("2", -1, "error: params.yaml: student.batch_size is -1: should be greater than or equal to 2"),
+    ],
+)
+def test_a_wrong_start_of_several_is_one_line(
+    fresh: Path, monkeypatch, processes: str, batch_size: int, said: str
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "RICHKD_PROCESSES", processes)
+    params = (fresh / "params.yaml").read_text()
+    edit(fresh, "student.batch_size", batch_size)
+    result = stage(fresh, "stages.distill", "LF")
+    (fresh / "params.yaml").write_text(params)
+    assert result.returncode == 1 and result.stderr.strip() == said
 
 
 def test_a_second_repro_runs_nothing(reproduced: Path) -> None:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import os
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
-from richkd import models, resume
-from richkd.cache import Table
+from richkd import engine, models, resume
+from richkd.cache import Streamed, Table
 from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
 from richkd.engine import ResidentSet, accuracy, predict, start, to_input
 from richkd.errors import InputError
@@ -18,6 +20,7 @@ from richkd.models import ModelOutput
 from richkd.objectives import Objective
 from richkd.params import Runtime, Training
 from richkd.resume import Checkpoint
+from richkd.views import Views
 
 CPU = torch.device("cpu")
 TRAINING = Training(
@@ -272,6 +275,129 @@ def test_a_broken_epoch_is_an_error_and_leaves_no_checkpoint(here, data):
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
+# --- side by side, and how a step runs ----------------------------------------------------------
+
+
+def test_runs_side_by_side_end_bit_for_bit_where_each_alone_does(here, data):
+    def pair(at_once):
+        runs = []
+        for seed in (0, 1):
+            model = network(seed)
+            objective = fused_objective(data)
+            name = f"{at_once}{seed}"
+            runs.append(prepare(model, objective, data, seed=seed, checkpoint=(name, "key")))
+            if not at_once:
+                fit(runs[-1:])
+        if at_once:
+            fit(runs)
+        return runs
+
+    for alone, beside in zip(pair(False), pair(True)):
+        assert beside.history == alone.history
+        for name in ("model", "objective"):
+            assert same(beside.parts[name].state_dict(), alone.parts[name].state_dict())
+
+
+def test_runs_side_by_side_go_on_from_epochs_of_their_own(here, data, killed_after):
+    ends = {}
+    for killed in (False, True):
+        made = [network(seed) for seed in (0, 1)]
+        runs = [
+            prepare(model, Objective(), data, seed=seed, checkpoint=(f"{killed}{seed}", "key"))
+            for seed, model in enumerate(made)
+        ]
+        if killed:
+            with killed_after(made[1], 4):  # the other is a step ahead
+                fit(runs)
+            made = [network(seed) for seed in (0, 1)]
+            runs = [
+                prepare(model, Objective(), data, seed=seed, checkpoint=(f"{killed}{seed}", "key"))
+                for seed, model in enumerate(made)
+            ]
+            assert [len(run.history) for run in runs] == [1, 1]
+        fit(runs)
+        ends[killed] = [model.state_dict() for model in made]
+    assert all(same(*pair) for pair in zip(ends[False], ends[True]))
+
+
+def test_a_streamed_table_trains_as_a_resident_one(here, data):
+    states = []
+    for kind in (Table, Streamed):
+        model = network()
+        if kind is Table:
+            teacher, clip = tables()
+        else:
+            teacher, clip = (Streamed(table.parts, CPU).reader() for table in tables())
+        memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
+        objective = Objective(
+            1.0,
+            kd=(3.0, LogitDistillation(fused_logits(teacher, clip, 0.7), 3.0)),
+            crd=(0.8, FusedContrast(64, teacher, clip, 0.7, memory)),
+        )
+        run(model, objective, data, checkpoint=(kind.__name__, "key"), tables=(teacher, clip))
+        states.append(model.state_dict())
+    assert same(*states)
+
+
+def test_deterministic_kernels_are_asked_for_and_left_again():
+    start("cpu", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    start("cpu")
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+
+
+def test_deterministic_training_repeats_bit_for_bit(here, data):
+    start("cpu", deterministic=True)
+    states = []
+    for name in "ab":
+        model = network()
+        objective = fused_objective(data)
+        run(model, objective, data, checkpoint=(name, "key"), deterministic=True)
+        states.append(model.state_dict())
+    start("cpu")
+    assert same(*states)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_step_trains_as_the_plain_one(here, data):
+    ends = []
+    for step in ("eager", "compile"):
+        model = network()
+        history = run(model, Objective(), data, training(epochs=2), checkpoint=(step, "key"), step=step)
+        ends.append((history[-1]["loss"], model.state_dict().keys()))
+    assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-3)
+    assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_graph_needs_cuda(here, data):
+    with pytest.raises(InputError, match="runtime.step is 'graph': needs a CUDA device and one"):
+        run(network(), Objective(), data, step="graph")
+
+
+class Full(Objective):
+    def forward(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+
+def test_a_full_device_says_what_to_lower(here, data):
+    said = "out of memory: lower batch_size, runtime.seeds_at_once or crd.num_negatives.* 9 GiB"
+    with pytest.raises(InputError, match=said):
+        run(network(), Full(), data)
+
+
+def test_images_that_do_not_fit_are_refused_before_they_are_padded(split, monkeypatch):
+    monkeypatch.setattr(engine, "free_memory", lambda device: 22 * 10 * 10 * 3 * 4 * 3 - 1)
+    monkeypatch.setattr(engine.np, "pad", lambda *_: pytest.fail("padded"))
+    with pytest.raises(InputError, match=r"22 images padded by views.pad 1 take 0.1 MB of memory"):
+        ResidentSet(split, [0.5] * 3, [0.5] * 3, Views(8, 8, 1, True), CPU)
+
+
+def test_free_memory_is_what_the_machine_has_left():
+    assert 2**20 < engine.free_memory(CPU) < 2**50
+
+
 # --- inference ----------------------------------------------------------------------------------
 
 
@@ -333,12 +459,47 @@ def test_cuda_without_one_is_refused():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cuda_trains_and_resumes(here, split, data, killed_after, precision):
+@pytest.mark.parametrize("step", ["eager", "graph"])
+def test_cuda_trains_and_resumes(here, split, data, killed_after, precision, step):
     cuda = start("auto")
     assert cuda.type == "cuda"
     resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
     model, how = network().to(cuda), training(epochs=10)
-    with killed_after(model, 20):
-        run(model, Objective(), resident, how, precision=precision)
-    history = run(model, Objective(), resident, how, precision=precision)
+    with killed_after(model, 5):
+        run(model, Objective(), resident, how, precision=precision, step=step)
+    history = run(model, Objective(), resident, how, precision=precision, step=step)
     assert len(history) == 10 and history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [Table, Streamed])
+@pytest.mark.parametrize("schedule", ["step", "onecycle"])
+def test_a_graph_trains_as_the_plain_step_and_side_by_side(here, split, data, kind, schedule):
+    cuda, histories = start("auto"), {}
+    resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
+    how = training(epochs=10, schedule=schedule, milestones=(6,))
+
+    def prepared(step, seed):
+        if kind is Table:
+            read = [Table(**{k: x.to(cuda) for k, x in t.parts.items()}) for t in tables()]
+        else:
+            read = [Streamed(table.parts, cuda) for table in tables()]
+        torch.manual_seed(seed)
+        memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, resident.labels.cpu())
+        model = network(seed).to(cuda)
+        kd = LogitDistillation(fused_logits(*read, 0.7), 3.0)
+        crd = FusedContrast(64, *read, 0.7, memory)
+        objective = Objective(1.0, kd=(3.0, kd), crd=(0.8, crd)).to(cuda)
+        name = f"{step}{seed}"
+        return prepare(
+            model, objective, resident, how, seed, (name, "key"), read, step=step
+        )  # fmt: skip
+
+    for step in ("eager", "graph"):
+        runs = [prepared(step, seed) for seed in (0, 1)]
+        fit(runs)
+        histories[step] = [[row["loss"] for row in run.history] for run in runs]
+        assert all(bool(run.captured) == (step == "graph") for run in runs)
+    for eager, graph in zip(histories["eager"], histories["graph"]):
+        assert graph == pytest.approx(eager, rel=0.02)  # atomics and TF32 add in another order
+    assert histories["graph"][0] != histories["graph"][1]

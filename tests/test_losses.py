@@ -270,9 +270,10 @@ def test_autocast_leaves_the_loss_in_the_banks_precision():
     assert loss.dtype == torch.float32
 
 
-def test_forward_reads_no_value_back_from_the_device():
+@pytest.mark.parametrize("shared", [False, True])
+def test_forward_reads_no_value_back_from_the_device(shared):
     # Tensors of the meta device have no values: any .item() or `if` on one raises.
-    memory = ContrastiveMemory(50, 4, 7, 0.1, 0.5, torch.arange(50) % 5).to("meta")
+    memory = ContrastiveMemory(50, 4, 7, 0.1, 0.5, torch.arange(50) % 5, shared).to("meta")
     student = torch.empty(3, 4, device="meta", requires_grad=True)
     teacher = torch.empty(3, 4, device="meta")
     positive = torch.empty(3, dtype=torch.int64, device="meta")
@@ -319,6 +320,96 @@ def test_draw_repeats_with_its_generator():
     positive = torch.arange(4)
     first, second, other = (memory.draw(positive, generator(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+# --- negatives shared by the batch --------------------------------------------------------------
+
+
+def test_a_shared_set_is_uniform_over_all_samples_and_repeats_with_its_generator():
+    memory = ContrastiveMemory(10, 2, 20_000, 0.1, 0.5, [0] * 9 + [1], shared=True)
+    drawn = memory.draw(torch.arange(3), generator(0))
+    assert drawn.shape == (20_000,) and drawn.dtype == torch.int64
+    assert chisquare(drawn.bincount(minlength=10)).pvalue > 1e-4
+    assert torch.equal(drawn, memory.draw(torch.arange(3), generator(0)))
+
+
+@pytest.mark.parametrize("labels", [None, [0] * 20 + [1] * 15 + [2] * 5])
+def test_shared_and_own_negatives_estimate_the_same_loss_and_gradient(labels):
+    """Means over many draws against the exact expectation, which sums over all samples."""
+    samples, batch, negatives, temperature = 40, 6, 30, 0.2
+    embeddings = [unit(batch, 5, seed=side).requires_grad_() for side in (0, 1)]
+    positive = torch.tensor([0, 7, 19, 22, 34, 39])
+    classes = torch.arange(samples) if labels is None else torch.tensor(labels)
+    estimates = {}
+    for shared in (False, True):
+        torch.manual_seed(0)
+        memory = ContrastiveMemory(samples, 5, negatives, temperature, 0.5, labels, shared).double()
+        memory.student_normaliser.fill_(60.0)
+        memory.teacher_normaliser.fill_(50.0)
+        draw, values = generator(1), []
+        for _ in range(600):
+            loss = memory.contrast(*embeddings, positive, memory.draw(positive, draw))
+            gradients = torch.autograd.grad(loss, embeddings)
+            values.append(torch.cat([loss.detach().view(1), *(x.flatten() for x in gradients)]))
+        estimates[shared] = torch.stack(values)
+
+    expected = 0.0
+    sides = ((memory.teacher_bank, 60.0), (memory.student_bank, 50.0))
+    for embedding, (bank, normaliser) in zip(embeddings, sides):
+        probability = (embedding @ bank.T / temperature).exp() / normaliser
+        noise = negatives / samples
+        own = probability.gather(1, positive[:, None])
+        others = (classes[None] != classes[positive][:, None]).double()
+        per_sample = (noise / (probability + noise + 1e-7)).log() * others
+        mean = per_sample.sum(1) / others.sum(1)
+        expected = expected - ((own / (own + noise + 1e-7)).log().sum() + negatives * mean.sum()) / batch
+    exact = torch.autograd.grad(expected, embeddings)
+    exact = torch.cat([expected.detach().view(1), *(x.flatten() for x in exact)])
+    for values in estimates.values():
+        error = values.std(0) / len(values) ** 0.5
+        assert ((values.mean(0) - exact).abs() < 4.5 * error).all()
+        assert (error[0] / exact[0]).item() < 0.01  # tight enough to tell
+
+
+@quick
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 999))
+def test_a_shared_set_equals_a_plain_reference(batch, negatives, seed):
+    """By hand: negatives of a sample's class left out, the others weighed up to their number."""
+    draw = generator(seed)
+    labels = torch.randint(3, (12,), generator=draw)
+    labels[:3] = torch.arange(3)
+    memory = ContrastiveMemory(12, 4, negatives, 0.2, 0.5, labels, shared=True).double()
+    embeddings = [unit(batch, 4, seed=2 * seed + side).requires_grad_() for side in (0, 1)]
+    positive = torch.randperm(12, generator=draw)[:batch]
+    chosen = memory.draw(positive, draw)
+    expected = 0
+    for embedding, bank in zip(embeddings, (memory.teacher_bank, memory.student_bank)):
+        scores = (embedding @ bank.T / 0.2).exp()
+        kept = [[j for j in chosen.tolist() if labels[j] != labels[i]] for i in positive]
+        weight = [negatives / max(len(row), 1) for row in kept]
+        total = sum(
+            scores[i, positive[i]] + weight[i] * scores[i, kept[i]].sum() for i in range(batch)
+        )
+        normaliser = (total / (batch * (negatives + 1)) * 12).detach()
+        probability, noise = scores / normaliser, negatives / 12
+        for i in range(batch):
+            own = probability[i, positive[i]]
+            others = probability[i, kept[i]]
+            expected = expected - (own / (own + noise + 1e-7)).log() / batch
+            expected = expected - weight[i] * (noise / (others + noise + 1e-7)).log().sum() / batch
+    loss = memory.contrast(*embeddings, positive, chosen)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, embeddings), torch.autograd.grad(expected, embeddings)
+    )
+
+
+def test_a_set_all_of_a_samples_class_leaves_its_positive_alone():
+    memory = ContrastiveMemory(6, 4, 3, 0.1, 0.5, [0, 0, 0, 0, 0, 1], shared=True)
+    student, teacher = unit(1, 4).float().requires_grad_(), unit(1, 4, seed=1).float()
+    loss = memory(student, teacher, torch.tensor([0]), torch.tensor([1, 2, 2]))
+    loss.backward()
+    assert loss.isfinite() and student.grad.isfinite().all() and student.grad.abs().sum() > 0
 
 
 # --- arguments ----------------------------------------------------------------------------------
