@@ -92,9 +92,10 @@ class Streamed(Table):
                 name: torch.empty(longest, x.shape[-1], dtype=x.dtype, device=self.device)
                 for name, x in self.parts.items()
             }
-        self.batches: Iterator[tuple[Tensor, Tensor]] = iter(
-            [(ids.cpu(), view_ids.cpu()) for ids, view_ids in batches]
-        )
+        # All at once: each would make the host wait for the device.
+        lengths = [len(ids) for ids, _ in batches]
+        both = (torch.cat(part).cpu().split(lengths) for part in zip(*batches))
+        self.batches: Iterator[tuple[Tensor, Tensor]] = zip(*both)
         self.gathered: deque[Future[dict[str, Tensor]]] = deque()
         for _ in range(AHEAD):
             self._gather_next()

@@ -196,6 +196,9 @@ def _check_maps(student_map, teacher_map):
 # --- contrastive --------------------------------------------------------------------------------
 
 
+SHARED_ABOVE = 200_000  # samples; from there on products with the whole bank are most of a step
+
+
 class ContrastiveMemory(nn.Module):
     """Contrastive representation distillation with a memory of all samples.
 
@@ -221,7 +224,7 @@ class ContrastiveMemory(nn.Module):
             them, from all other samples.
         shared: draw one set of negatives for the whole batch, not one a sample. The loss has the
             same expectation (see `draw`), and no step takes time or memory that grows with
-            num_samples.
+            num_samples. By default so where num_samples is above SHARED_ABOVE.
 
     Raises:
         ValueError: an argument outside these ranges, labels of another length, or all of one
@@ -229,7 +232,7 @@ class ContrastiveMemory(nn.Module):
     """
 
     def __init__(
-        self, num_samples, dim, negatives, temperature, momentum, labels=None, shared=False
+        self, num_samples, dim, negatives, temperature, momentum, labels=None, shared=None
     ):
         super().__init__()
         for name, value, least in (
@@ -257,7 +260,7 @@ class ContrastiveMemory(nn.Module):
         self.negatives = negatives
         self.temperature = temperature
         self.momentum = momentum
-        self.shared = shared
+        self.shared = num_samples > SHARED_ABOVE if shared is None else shared
         bound = math.sqrt(3 / dim)
         for side in ("student", "teacher"):
             bank = torch.empty(num_samples, dim, dtype=torch.float32).uniform_(-bound, bound)

@@ -10,8 +10,6 @@ from richkd.objectives import Objective
 from richkd.training import TrainingData, train_seeds
 from stages import run
 
-SHARED_ABOVE = 200_000  # images; from there on a product with the whole bank is most of a step
-
 
 def main(variant: str) -> None:
     p = params.load(
@@ -34,9 +32,7 @@ def main(variant: str) -> None:
             terms["kd"] = (p.distill.logit_weight, term)
         if "F" in variant:
             labels, crd = data.train.labels, p.crd
-            shared = crd.negatives == "shared"
-            if crd.negatives == "auto":
-                shared = len(labels) > SHARED_ABOVE
+            shared = {"auto": None, "per_sample": False, "shared": True}[crd.negatives]
             memory = ContrastiveMemory(
                 len(labels), crd.dim, crd.num_negatives, crd.temperature, crd.momentum, labels, shared
             )

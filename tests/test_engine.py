@@ -503,3 +503,28 @@ def test_a_graph_trains_as_the_plain_step_and_side_by_side(here, split, data, ki
     for eager, graph in zip(histories["eager"], histories["graph"]):
         assert graph == pytest.approx(eager, rel=0.02)  # atomics and TF32 add in another order
     assert histories["graph"][0] != histories["graph"][1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("step", ["eager", "graph"])
+def test_a_step_never_waits_for_the_device(here, split, data, step):
+    cuda = start("auto")
+    resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
+    read = [Table(**{k: x.to(cuda) for k, x in t.parts.items()}) for t in tables()]
+    memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, resident.labels.cpu())
+    kd = LogitDistillation(fused_logits(*read, 0.7), 3.0)
+    crd = FusedContrast(64, *read, 0.7, memory)
+    objective = Objective(1.0, kd=(3.0, kd), crd=(0.8, crd)).to(cuda)
+    prepared = prepare(
+        network().to(cuda), objective, resident, training(epochs=9, batch_size=2), step=step
+    )  # fmt: skip
+    with torch.cuda.stream(prepared.stream):
+        steps = prepared.train()
+        for _ in range(6):  # the first few may set up; a graph is captured after three
+            next(steps)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):  # of eleven an epoch
+                next(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -404,6 +404,12 @@ def test_a_shared_set_equals_a_plain_reference(batch, negatives, seed):
     )
 
 
+def test_large_banks_share_by_default():
+    for samples, shared in ((200_000, False), (200_001, True)):
+        assert ContrastiveMemory(samples, 1, 2, 0.1, 0.5).shared is shared
+    assert not ContrastiveMemory(200_001, 1, 2, 0.1, 0.5, shared=False).shared
+
+
 def test_a_set_all_of_a_samples_class_leaves_its_positive_alone():
     memory = ContrastiveMemory(6, 4, 3, 0.1, 0.5, [0, 0, 0, 0, 0, 1], shared=True)
     student, teacher = unit(1, 4).float().requires_grad_(), unit(1, 4, seed=1).float()
