@@ -14,7 +14,7 @@ import torch
 from bench.common import alternate, report, speedup, spread
 from richkd import cache, models
 from richkd.dataset import Split
-from richkd.engine import ResidentSet, pick_device
+from richkd.engine import ResidentSet, start
 from richkd.views import Views
 
 
@@ -27,7 +27,7 @@ def main(
     repeats: int = 7,
 ) -> None:
     """`held` is the number of views; all 162 of 50,000 images share the same fixed costs."""
-    where = pick_device("auto")
+    where = start()
     torch.manual_seed(0)
     pixels = torch.randint(256, (images, 32, 32, 3), dtype=torch.uint8)
     split = Split(pixels.numpy(), torch.zeros(images, dtype=torch.int64).numpy())
@@ -41,9 +41,9 @@ def main(
     ]
 
     def ours() -> None:
-        # build works in a folder beside its result, and shows a bar.
+        # build works in a folder beside its result, and shows sizes and a bar.
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 none = batches[0][:0]
                 cache.build("table", model, data, held_views, none, batch_size, "fp32", {}, "key")
 

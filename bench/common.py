@@ -17,6 +17,7 @@ from richkd.files import write_json
 from richkd.weights import provenance
 
 Case = Callable[[], Any]
+ROOT = Path(__file__).parents[1]
 MIB = 2**20
 PAGE_MIB = 2**-8  # the least that peak_memory can tell from nothing
 
@@ -89,7 +90,7 @@ def _resident(field: str) -> int:
 def report(name: str, rows: Mapping[str, Mapping[str, float]], **facts: Any) -> None:
     """Print `rows`, a name and its numbers each, and write them to `metrics/bench/<name>.json`.
 
-    The file says too what was measured (`facts`) and on what, when and at which commit.
+    On CUDA to `metrics/bench/gpu`. The file says too what was measured (`facts`) and on what, when and at which commit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = provenance(device) | {"processor": _processor()}
@@ -98,9 +99,13 @@ def report(name: str, rows: Mapping[str, Mapping[str, float]], **facts: Any) -> 
     print(_table(name, rows), end="\n\n")
     for key, value in facts.items():
         print(f"{key}: {value}")
-    path = f"metrics/bench/{name}.json"
+    path = f"{folder()}/{name}.json"
     write_json(path, {"rows": rows, **facts})
     print(f"\n{path}")
+
+
+def folder() -> str:
+    return "metrics/bench/gpu" if torch.cuda.is_available() else "metrics/bench"
 
 
 def _table(name: str, rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -129,7 +134,7 @@ def _commit() -> str:
     """With `-dirty` where files that git tracks have changed since."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"

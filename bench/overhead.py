@@ -14,10 +14,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from bench.common import report, spread
+from bench.common import ROOT, report, spread
 from richkd import params
 
-ROOT = Path(__file__).parents[1]
 OUTPUTS = ("data", "cache", "models", "predictions", "report", ".dvc/cache/files")
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 START, CHECKS = "dvc: start", "dvc: the rest"
@@ -30,9 +29,6 @@ def main(*, repeats: int = 3, alpha: float = 0.5) -> None:
         sys.exit(f"params.yaml has {p.dataset.name}: this measures digits")
     if p.fusion.alpha == alpha:
         sys.exit(f"fusion.alpha is {alpha} already: nothing would change")
-    missing = [name for name in OUTPUTS if not (ROOT / name).exists()]
-    if missing:
-        sys.exit(f"no {', '.join(missing)}: run `dvc repro` first")
     with tempfile.TemporaryDirectory() as folder:
         clone(Path(folder))
         stale = re.findall(r"Running stage '(.+?)'", command(folder, "dvc", "repro", "--dry"))
@@ -52,7 +48,10 @@ def main(*, repeats: int = 3, alpha: float = 0.5) -> None:
 
 
 def clone(to: Path) -> None:
-    """The working tree, committed, and its outputs."""
+    """The working tree, committed, and its outputs; exits with a line where there are none."""
+    missing = [name for name in OUTPUTS if not (ROOT / name).exists()]
+    if missing:
+        sys.exit(f"no {', '.join(missing)}: run `dvc repro` first")
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     files = subprocess.check_output(listing, cwd=ROOT, text=True).split("\0")
     for name in filter(None, files):

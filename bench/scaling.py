@@ -1,7 +1,8 @@
 """What a CRD step takes as the bank, the batch, the classes and the negatives grow.
 
 Each is varied alone around the paper's setting. A step is drawing, loss, gradient and update of the
-banks; extra memory is what it takes at its peak beside the banks. The exponents are fitted to the
+banks, each with negatives of its own a sample and with shared ones; extra memory is what it takes
+at its peak beside the banks. The exponents are fitted to the
 upper half of a range: 0 where nothing grows, 1 where it grows in proportion.
 Run it: `python -m bench.scaling`.
 """
@@ -13,9 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from bench.common import MIB, PAGE_MIB, alternate, peak_memory, report, spread
+from bench.common import MIB, PAGE_MIB, alternate, folder, peak_memory, report, spread
 from bench.crd import Problem
-from richkd.engine import pick_device
+from richkd.engine import start
 from richkd.files import replacing
 from richkd.plots import STYLE
 
@@ -26,6 +27,7 @@ RANGES = {
     "classes": [2, 10, 100, 1_000, 10_000],
     "negatives": [1_024, 4_096, 16_384, 32_768, 65_536],
 }
+SHARED = ", shared"  # one set of negatives for the batch
 LABELS = {
     "samples": "samples in the bank",
     "batch_size": "batch",
@@ -35,22 +37,29 @@ LABELS = {
 
 
 def main(base=BASE, ranges=RANGES, dim=128, repeats=7) -> None:
-    device = pick_device("auto")
+    device = start()
     rows = {}
     for name, values in ranges.items():
-        problems = {x: Problem(**base | {name: x}, dim=dim, device=device) for x in values}
-        cases = {str(x): stepper(problem) for x, problem in problems.items()}
+        problems = {
+            f"{name} {x}{SHARED * shared}": Problem(
+                **base | {name: x}, dim=dim, device=device, shared=shared
+            )
+            for shared in (False, True)
+            for x in values
+        }
+        cases = {key: stepper(problem) for key, problem in problems.items()}
         times = alternate(cases, repeats)
-        for x, problem in problems.items():
+        for key, problem in problems.items():
             memory = problem.memory
-            rows[f"{name} {x}"] = {
-                **spread("step_s", times[str(x)]),
-                "extra_mib": peak_memory(cases[str(x)]),
+            rows[key] = {
+                **spread("step_s", times[key]),
+                "extra_mib": peak_memory(cases[key]),
                 "banks_mib": (memory.student_bank.nbytes + memory.teacher_bank.nbytes) / MIB,
             }
-        for key in ("step_s", "extra_mib"):
-            measured = [rows[f"{name} {x}"][key] for x in values]
-            rows[f"{name} {values[-1]}"][f"{key}_exponent"] = exponent(values, measured)
+        for way in ("", SHARED):
+            for key in ("step_s", "extra_mib"):
+                measured = [rows[f"{name} {x}{way}"][key] for x in values]
+                rows[f"{name} {values[-1]}{way}"][f"{key}_exponent"] = exponent(values, measured)
     plot(ranges, rows)
     report("scaling", rows, base=base, dim=dim, repeats=repeats)
 
@@ -70,28 +79,36 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 @matplotlib.rc_context(STYLE | {"axes.titlesize": 8})
 def plot(ranges, rows) -> None:
-    """`metrics/bench/scaling.png`: above the time of a step, below its extra memory."""
+    """`scaling.png` beside the numbers: above the time of a step, below its extra memory."""
     figure = Figure(figsize=(9, 4), dpi=150, layout="constrained")
     grid = figure.subplots(2, len(ranges), sharex="col", sharey="row", squeeze=False)
     for (top, bottom), (name, values) in zip(grid.T, ranges.items()):
-        measured = [rows[f"{name} {x}"] for x in values]
-        time, low, high = (
-            np.array([1000 * row[key] for row in measured])
-            for key in ("step_s", "step_s_min", "step_s_max")
-        )
-        top.errorbar(values, time, (time - low, high - time), fmt="o-", color="#0072b2", capsize=2)
-        memory = [max(row["extra_mib"], PAGE_MIB) for row in measured]
-        bottom.plot(values, memory, "o-", color="#d55e00")
-        for axes, key in ((top, "step_s"), (bottom, "extra_mib")):
+        for way, colour, label in (("", "#0072b2", "own"), (SHARED, "#d55e00", "shared")):
+            measured = [rows[f"{name} {x}{way}"] for x in values]
+            time, low, high = (
+                np.array([1000 * row[key] for row in measured])
+                for key in ("step_s", "step_s_min", "step_s_max")
+            )
+            memory = [max(row["extra_mib"], PAGE_MIB) for row in measured]
+            last = measured[-1]
+            top.errorbar(
+                values, time, (time - low, high - time), fmt="o-", color=colour, capsize=2,
+                label=f"{label}, exponent {last['step_s_exponent']:.2f}",
+            )  # fmt: skip
+            bottom.plot(
+                values, memory, "o-", color=colour,
+                label=f"{label}, exponent {last['extra_mib_exponent']:.2f}",
+            )  # fmt: skip
+        for axes in (top, bottom):
             axes.set(xscale="log", yscale="log")
             axes.xaxis.set_minor_formatter(NullFormatter())  # a short axis has no room for them
-            axes.set_title(f"exponent {measured[-1][f'{key}_exponent']:.2f}", loc="right")
+            axes.legend(fontsize=6)
         bottom.set_xlabel(LABELS[name])
     grid[0, 0].set_ylabel("a step, ms")
     grid[1, 0].set_ylabel("extra memory, MiB")
-    with replacing("metrics/bench/scaling.png") as part:
+    with replacing(f"{folder()}/scaling.png") as part:
         figure.savefig(part, format="png", metadata={"Software": None})
-    print("metrics/bench/scaling.png")
+    print(f"{folder()}/scaling.png")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from richkd.errors import InputError
+
 
 def start(device: torch.device) -> torch.device:
-    """Join the processes that torchrun started, if it did; this one's device of that type."""
+    """Join the processes that torchrun started, if it did; this one's device of that type.
+
+    Raises InputError where a machine has fewer CUDA devices than processes.
+    """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local + 1} of this machine finds only {torch.cuda.device_count()} CUDA "
+                "devices: start as many as there are, or set runtime.device to cpu"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():

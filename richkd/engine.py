@@ -19,8 +19,7 @@ def start(device: str = "auto", deterministic: bool = False) -> torch.device:
     """The device of this process, which joins the others that torchrun started, if it did.
 
     `auto` is CUDA where there is one. Deterministic kernels give the same bits again on the same
-    device; otherwise cuDNN picks the fastest by trying. Raises InputError for `cuda` without one,
-    and where there are fewer devices than processes.
+    device; otherwise cuDNN picks the fastest by trying. Raises InputError for `cuda` without one.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("runtime.device is 'cuda': no CUDA device here, use auto or cpu")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -210,7 +209,7 @@ def fit(runs: Sequence[Run]) -> None:
         while ahead:
             for turn in list(ahead):
                 run, steps = turn
-                with torch.cuda.stream(run.stream) if run.stream else nullcontext():
+                with torch.cuda.stream(run.stream):  # None on a CPU, and without effect
                     if next(steps, ahead) is ahead:  # no step is left
                         ahead.remove(turn)
 

@@ -31,14 +31,14 @@ def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> Non
             main(*words)
         elif parallel and int(wanted) > 1:
             params.load()  # what is wrong there is said once, before there are many
-            start(int(wanted), words)
+            launch(int(wanted), words)
         else:
             main(*words)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def start(processes: int, words: list[str]) -> None:
+def launch(processes: int, words: list[str]) -> None:
     """This command in several processes, as `torchrun --standalone` starts them."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

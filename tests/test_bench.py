@@ -11,8 +11,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from bench import common, crd, scaling
+from bench import accuracy, common, crd, overhead, protocol, scaling
 from bench import input as inputs
 from richkd.dataset import Split
 from richkd.engine import ResidentSet
@@ -33,6 +34,11 @@ TINY = {
     "step": {
         "teacher": "resnet8", "student": "resnet8", "samples": 40, "negatives": 8, "dim": 4,
         "batch_size": 4, "steps": 1, "workers": 1, "repeats": 2,
+    },
+    "epoch": {
+        "teacher": "resnet8", "student": "resnet8", "teacher_dim": 8, "samples": 40, "negatives": 8,
+        "dim": 4, "batch_size": 8, "share": 0.4, "beside": (2,), "changes": {"eager": {"step": "eager"}},
+        "repeats": 2,
     },
     "cache": {"arch": "resnet8", "images": 6, "held": 2, "batch_size": 4, "repeats": 2},
 }  # fmt: skip
@@ -93,6 +99,79 @@ def test_peak_memory_counts_what_is_freed_again_and_not_what_was_there():
 
     assert common.peak_memory(case) == pytest.approx(32, abs=2)
     assert common.peak_memory(lambda: None) < 2
+
+
+# --- step, epoch --------------------------------------------------------------------------------
+
+
+def test_a_stepper_takes_as_many_steps_of_each_run_as_it_says():
+    made = protocol.Protocol(
+        samples=40, held=16, negatives=8, dim=4, batch_size=8, teacher_dim=6, device=CPU
+    )
+    runs = [made.run("resnet8", "LF", seed=seed) for seed in (0, 1)]
+    case = protocol.stepper(runs, 3)  # two are an epoch
+    before = [run.model.fc.weight.detach().clone() for run in runs]
+    case()
+    assert [sum(run.seen.values()) for run in runs] == [3, 3]
+    assert [len(run.history) for run in runs] == [1, 1]
+    assert list(runs[0].history[0]) == ["epoch", "loss", "ce", "kd", "crd", "train_accuracy"]
+    assert not any(torch.equal(run.model.fc.weight, w) for run, w in zip(runs, before))
+
+
+@pytest.mark.parametrize("variant", ["ce", "kd", "L", "F", "LF"])
+def test_the_protocol_has_every_variants_terms(variant):
+    made = protocol.Protocol(
+        samples=40, held=16, negatives=8, dim=4, batch_size=8, teacher_dim=6, device=CPU
+    )
+    terms = {"ce": [], "kd": ["kd"], "L": ["kd"], "F": ["crd"], "LF": ["kd", "crd"]}
+    assert list(made.run("resnet8", variant).objective.terms) == terms[variant]
+
+
+# --- accuracy, overhead -------------------------------------------------------------------------
+
+
+def test_a_difference_has_the_standard_error_of_its_pairs():
+    found = accuracy.compare([3.0, 5.0, 4.0, 4.0], [2.0, 2.0, 2.0, 2.0])
+    assert found["difference"] == 2.0
+    assert found["standard_error"] == pytest.approx((2 / 3) ** 0.5 / 2)
+
+
+def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
+    trained = []
+
+    def distill(folder, *words):
+        params = yaml.safe_load((here / "params.yaml").read_text())
+        trained.append((words[-1], params["distill"]["seeds"], params["runtime"], params["crd"]))
+        values = {f"seed{seed}": 0.9 + 0.01 * seed for seed in (0, 1)}
+        (here / "metrics/train").mkdir(parents=True, exist_ok=True)
+        (here / "metrics/train/F.json").write_text(json.dumps({"validation_accuracy": values}))
+
+    text = (common.ROOT / "params.yaml").read_text()
+    (here / "params.yaml").write_text(text)
+    monkeypatch.setattr(accuracy, "command", distill)
+    for trick in (None, *accuracy.TRICKS.values()):
+        assert accuracy.train(here, "F", (0, 1), trick) == pytest.approx([90, 91])
+        assert (here / "params.yaml").read_text() == text
+    assert all((name, seeds) == ("F", [0, 1]) for name, seeds, *_ in trained)
+    told = [(runtime["precision"], crd["negatives"]) for *_, runtime, crd in trained]
+    assert told == [("fp32", "auto"), ("bf16", "auto"), ("fp32", "shared")]
+
+
+def test_overhead_tells_stages_from_what_dvc_does_besides(monkeypatch):
+    lines = [
+        (1.0, "start"), (3.0, "Running stage 'a':"), (7.0, "Updating lock file 'dvc.lock'"),
+        (8.0, "Running stage 'b@L':"), (13.0, "Updating lock file 'dvc.lock'"),
+        (14.0, "Stage 'c' didn't change, skipping"), (20.0, ""),
+    ]  # fmt: skip
+    monkeypatch.setattr(overhead, "timed", lambda *_: lines)
+    seconds = overhead.by_stage("folder")
+    assert seconds == {overhead.START: 3.0, "a": 4.0, overhead.CHECKS: 8.0, "b@L": 5.0}
+    assert seconds.total() == 20.0
+
+
+def test_overhead_stops_where_a_command_fails():
+    with pytest.raises(SystemExit, match="exit 3 failed:\nsaid"):
+        overhead.timed(".", "sh", "-c", "echo said; exit 3")
 
 
 # --- input --------------------------------------------------------------------------------------

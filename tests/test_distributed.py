@@ -190,3 +190,10 @@ def test_on_its_own_a_process_is_all():
     assert distributed.gather(rows) is rows
     assert distributed.total(rows) is rows and torch.equal(distributed.mean(rows), torch.ones(2, 3))
     distributed.wait()
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="process 3 of this machine finds only 2 CUDA devices"):
+        distributed.start(torch.device("cuda"))
