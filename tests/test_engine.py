@@ -388,7 +388,7 @@ def test_a_full_device_says_what_to_lower(here, data):
 
 
 def test_images_that_do_not_fit_are_refused_before_they_are_padded(split, monkeypatch):
-    monkeypatch.setattr(engine, "free_memory", lambda device: 22 * 10 * 10 * 3 * 4 * 3 - 1)
+    monkeypatch.setattr(engine, "free_memory", lambda device: 22 * 10 * 10 * 3 * 5 * 2 - 1)
     monkeypatch.setattr(engine.np, "pad", lambda *_: pytest.fail("padded"))
     with pytest.raises(InputError, match=r"22 images padded by views.pad 1 take 0.1 MB of memory"):
         ResidentSet(split, [0.5] * 3, [0.5] * 3, Views(8, 8, 1, True), CPU)
