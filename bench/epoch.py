@@ -5,6 +5,8 @@ thing changed, several students side by side, and the teacher itself under cross
 is a `share` of an epoch. For a GPU: `python -m bench.epoch`, or bench/gpu.sh for all.
 """
 
+import math
+
 from bench.common import alternate, report, spread
 from bench.protocol import Protocol, stepper
 from richkd.engine import start
@@ -36,7 +38,8 @@ def main(
     """`beside` are numbers of students trained side by side; their time is that of one of them."""
     device = start()
     protocol = Protocol(
-        samples=samples, held=samples, negatives=negatives, dim=dim, batch_size=batch_size,
+        # Whole batches alone, so that nothing is compiled or captured inside a timed repeat.
+        samples=samples, held=samples // batch_size * batch_size, negatives=negatives, dim=dim, batch_size=batch_size,
         teacher_dim=teacher_dim, device=device,
     )  # fmt: skip
     runs = {name: [protocol.run(student, name)] for name in ("ce", "kd", "L", "F", "LF")}
@@ -49,7 +52,7 @@ def main(
     for precision in ("fp32", "bf16"):
         runs[f"teacher, {precision}"] = [protocol.run(teacher, "ce", precision=precision)]
 
-    epoch = runs["LF"][0].steps
+    epoch = math.ceil(samples / batch_size)
     steps = max(1, round(share * epoch))
     times = alternate({name: stepper(each, steps) for name, each in runs.items()}, repeats)
     rows = {}

@@ -79,14 +79,15 @@ class Streamed(Table):
     def __init__(self, parts: dict[str, Tensor], device: torch.device):
         super().__init__(**parts)
         self.device = device
+        self.pool = ThreadPoolExecutor(1)
+        self.rows: dict[str, Tensor] = {}
 
     def reader(self) -> "Streamed":
         """Each run has its own batches."""
         return Streamed(self.parts, self.device)
 
     def start(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        if not hasattr(self, "pool"):
-            self.pool = ThreadPoolExecutor(1)
+        if not self.rows:
             longest = len(batches[0][0])
             self.rows = {
                 name: torch.empty(longest, x.shape[-1], dtype=x.dtype, device=self.device)
@@ -237,9 +238,11 @@ def build(
     first = distributed.rank() == 0
     starts = range(0, len(data), batch_size)
     batches = [(view, start) for view in range(len(view_ids)) for start in starts]
-    if progress_file.exists() and read_json(progress_file)["key"] == key:
+    if not first:
+        pass  # the first decides and prepares
+    elif progress_file.exists() and read_json(progress_file)["key"] == key:
         tqdm.write(f"going on from {work}")
-    elif first:
+    else:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         nothing = torch.zeros(0, dtype=torch.int64, device=data.device)

@@ -9,12 +9,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from richkd.errors import InputError
+
+PATIENCE = timedelta(days=1)  # building a cache, processes meet at its ends alone
 
 
 def start(device: torch.device) -> torch.device:
@@ -35,9 +38,9 @@ def start(device: torch.device) -> torch.device:
         if sys.platform == "linux":  # not to write on where the one that started them was killed
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
         if device.type == "cuda":
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group("nccl", device_id=device, timeout=PATIENCE)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=PATIENCE)
     return device
 
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
 from richkd import distributed
-from richkd.engine import ResidentSet, accuracy, autocast, out_of_memory, predict
+from richkd.engine import ResidentSet, accuracy, autocast, predict
 from richkd.errors import InputError
 from richkd.params import Runtime, Training
 from richkd.resume import Checkpoint
@@ -71,7 +71,8 @@ class Run:
                 f"{title}: batches of {self.batch_size} do not divide among "
                 f"{distributed.processes()} processes: choose another batch_size"
             )
-        self.steps = math.ceil(len(data) / self.batch_size)
+        full, rest = divmod(len(data), self.batch_size)
+        self.steps = full + (rest >= distributed.processes())  # a share of none is no step
 
         cuda, alone = data.device.type == "cuda", distributed.processes() == 1
         self.graphs = runtime.step == "graph"
@@ -112,14 +113,14 @@ class Run:
     def train(self) -> Iterator[None]:
         """Comes back after each step, which the device may still be at."""
         self.model.train()
+        if self.stream:  # the current one, while others made what is here
+            self.stream.wait_stream(torch.cuda.default_stream(self.data.device))
         first, epochs = len(self.history), self.training.epochs
         progress = tqdm(range(first, epochs), self.title, epochs, initial=first, unit="epoch")
         for epoch in progress:
             batches = self._batches(epoch)
             for table in self.tables:
                 table.start(batches)
-            if self.sums is not None:
-                self.sums.zero_()
             for ids, view_ids in batches:
                 for table in self.tables:
                     table.advance()
@@ -166,9 +167,12 @@ class Run:
         if length not in self.captured:
             inputs, graph = (ids.clone(), view_ids.clone()), torch.cuda.CUDAGraph()
             graph.register_generator_state(self.draw)
-            self.optimizer.zero_grad()  # so that gradients are the graph's own
-            with torch.cuda.graph(graph, stream=self.stream):
+            # A workspace of cuBLAS that others may free, as torch.compile does, must not be its own.
+            torch._C._cuda_clearCublasWorkspaces()
+            # Threads that gather rows into pinned memory meanwhile are no part of it.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._step(*inputs)
+            torch._C._cuda_clearCublasWorkspaces()
             self.captured[length] = graph, inputs
         graph, inputs = self.captured[length]
         for held, new in zip(inputs, (ids, view_ids)):
@@ -178,6 +182,7 @@ class Run:
     def _finish(self, epoch: int, images: int, progress: tqdm) -> None:
         """Write the epoch's row and save what it left."""
         means = (distributed.total(self.sums) / (images * distributed.processes())).tolist()
+        self.sums.zero_()
         self.history.append({"epoch": epoch + 1, **dict(zip(self.names, means))})
         row, epochs = self.history[-1], self.training.epochs
         if not math.isfinite(row["loss"]):
@@ -198,20 +203,15 @@ def fit(runs: Sequence[Run]) -> None:
     """Train all to their ends, a step of each in turn; on a GPU each has a stream of its own.
 
     Where a small student leaves a GPU idle, several take little longer than one. Raises InputError
-    for a loss that is not finite and where memory runs out.
+    for a loss that is not finite.
     """
-    for run in runs:
-        if run.stream:
-            run.stream.wait_stream(torch.cuda.current_stream())
     ahead = [(run, run.train()) for run in runs]
-    lower = "batch_size, runtime.seeds_at_once or crd.num_negatives, or set crd.negatives to shared"
-    with out_of_memory(lower):
-        while ahead:
-            for turn in list(ahead):
-                run, steps = turn
-                with torch.cuda.stream(run.stream):  # None on a CPU, and without effect
-                    if next(steps, ahead) is ahead:  # no step is left
-                        ahead.remove(turn)
+    while ahead:
+        for turn in list(ahead):
+            run, steps = turn
+            with torch.cuda.stream(run.stream):  # None on a CPU, and without effect
+                if next(steps, ahead) is ahead:  # no step is left
+                    ahead.remove(turn)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

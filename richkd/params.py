@@ -357,6 +357,11 @@ class Params:
                     raise InputError(
                         f"{key}.milestones is {late}: must be below {network.epochs} epochs"
                     )
+        if self.runtime.step == "compile" and self.runtime.seeds_at_once > 1:
+            raise InputError(
+                f"runtime.seeds_at_once is {self.runtime.seeds_at_once}: must be 1 where runtime.step "
+                "is 'compile', whose graphs share one memory"
+            )
         if isinstance(self.clip, TrainedClip):
             towers = self.clip.model
             if towers.text_width % towers.text_heads:

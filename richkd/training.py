@@ -22,6 +22,7 @@ from richkd.views import Views as ViewSet
 if TYPE_CHECKING:
     from richkd.cache import Table
 
+LOWER = "batch_size, runtime.seeds_at_once or crd.num_negatives, or set crd.negatives to shared"
 DATA = ("data/train.safetensors", "data/validation.safetensors", "data/info.json")
 
 
@@ -70,29 +71,29 @@ def train_seeds(
     at_once = data.runtime.seeds_at_once
     for group in (seeds[i : i + at_once] for i in range(0, len(seeds), at_once)):
         runs = []
-        for seed in group:
-            torch.manual_seed(seed)
-            model = models.create(training.arch, len(data.info.classes))
-            model.to(data.device, memory_format=torch.channels_last)
-            readers = [table.reader() for table in tables]
-            runs.append(
-                Run(
-                    model,
-                    make_objective(model, *readers).to(data.device),
-                    data.train,
-                    data.validation,
-                    training,
-                    seed,
-                    data.runtime,
-                    resume.Checkpoint(f"{name}-seed{seed}", key),
-                    f"{name} seed {seed}",
-                    readers,
+        with engine.out_of_memory(LOWER):
+            for seed in group:
+                torch.manual_seed(seed)
+                model = models.create(training.arch, len(data.info.classes))
+                model.to(data.device, memory_format=torch.channels_last)
+                readers = [table.reader() for table in tables]
+                runs.append(
+                    Run(
+                        model,
+                        make_objective(model, *readers).to(data.device),
+                        data.train,
+                        data.validation,
+                        training,
+                        seed,
+                        data.runtime,
+                        resume.Checkpoint(f"{name}-seed{seed}", key),
+                        f"{name} seed {seed}",
+                        readers,
+                    )
                 )
-            )
-        fit(runs)
-        if not first:
-            continue
-        for run in runs:
+            fit(runs)
+        while first and runs:
+            run = runs.pop(0)  # and its memory is free before the next group's is taken
             checkpoints.append(run.checkpoint)
             last = run.history[-1]
             result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}

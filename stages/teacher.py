@@ -18,7 +18,7 @@ from stages import run
 
 def main() -> None:
     p = params.load("teacher", "views", "runtime")
-    engine.start(p.runtime.device, p.runtime.deterministic)
+    device = engine.start(p.runtime.device, p.runtime.deterministic)
     recorded = params.to_dict(p)
     for key in ("min_accuracy", "urls"):  # another of these is no other teacher
         recorded["teacher"].pop(key, None)
@@ -29,8 +29,8 @@ def main() -> None:
     if distributed.rank() > 0:
         return
     if p.teacher.source != "train":
-        take(p.teacher, p.runtime, recorded)
-    tested = accuracy("test", p.runtime)
+        take(p.teacher, device, p.runtime.precision, recorded)
+    tested = accuracy("test", device, p.runtime.precision)
     write_json("metrics/teacher.json", {"test_accuracy": tested})
     print(f"the teacher, {p.teacher.arch}, is right on {100 * tested:.2f} % of the test images")
     if tested < p.teacher.min_accuracy:
@@ -40,7 +40,9 @@ def main() -> None:
         )
 
 
-def take(teacher: params.Teacher, runtime: params.Runtime, recorded: dict[str, Any]) -> None:
+def take(
+    teacher: params.Teacher, device: torch.device, precision: str, recorded: dict[str, Any]
+) -> None:
     """Write what `train_seeds` writes, of a teacher that is trained already."""
     info = load_info("data/info.json")
     found = teachers.obtain(teacher, len(info.classes))
@@ -58,20 +60,19 @@ def take(teacher: params.Teacher, runtime: params.Runtime, recorded: dict[str, A
     weights.save("models/teacher/seed0", found.model.state_dict(), record)
     measured = {}
     if len(load_split("data/validation.safetensors").labels):
-        measured["validation_accuracy"] = accuracy("validation", runtime)
+        measured["validation_accuracy"] = accuracy("validation", device, precision)
     write_json("metrics/train/teacher.json", summarize({"seed0": measured}))
     write_curves("teacher", pd.DataFrame())
     print(f"models/teacher: {found.arch} from {', '.join(found.data)}")
 
 
-def accuracy(split: str, runtime: params.Runtime) -> float:
+def accuracy(split: str, device: torch.device, precision: str) -> float:
     """Of the saved teacher, read as the other stages read it."""
-    device = engine.start(runtime.device, runtime.deterministic)
     (path,) = weights.paths("models/teacher")
     model, mean, std = weights.load_classifier(path, device)
     images, labels = load_split(f"data/{split}.safetensors")
     inputs = engine.to_input(images, mean, std, device)
-    logits, _ = engine.predict(model, inputs, 500, runtime.precision)
+    logits, _ = engine.predict(model, inputs, 500, precision)
     return engine.accuracy(logits, torch.from_numpy(labels).to(device))
 
 

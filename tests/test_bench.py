@@ -55,7 +55,7 @@ def numbers(data):
 @pytest.mark.parametrize("name", TINY)
 def test_it_writes_finite_numbers_and_what_they_were_measured_on(name, here, capsys):
     import_module(f"bench.{name}").main(**TINY[name])
-    written = json.loads((here / f"metrics/bench/{name}.json").read_text())
+    written = json.loads((here / f"{common.folder()}/{name}.json").read_text())
     assert all(map(math.isfinite, numbers(written)))
     assert {"device", "processor", "threads", "versions", "date", "commit"} <= written.keys()
     printed = capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_it_writes_finite_numbers_and_what_they_were_measured_on(name, here, cap
 
 def test_scaling_draws_every_range(here):
     scaling.main(**TINY["scaling"])
-    assert (here / "metrics/bench/scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert (here / f"{common.folder()}/scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("power", [0, 1, 2.5])

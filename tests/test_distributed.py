@@ -4,6 +4,7 @@ import dataclasses
 import os
 import socket
 
+import numpy as np
 import pytest
 import torch
 from torch import multiprocessing
@@ -81,7 +82,14 @@ def worker(rank, port, folder):
     logits.append(engine.predict(fresh, images, 2)[0])
     with pytest.raises(InputError) as caught:
         train(data, model, objective, dataclasses.replace(TRAINING, batch_size=127))
-    torch.save((results, logits, str(caught.value)), f"{folder}/{rank}.pt")
+    nine = ResidentSet(
+        Split(np.zeros((9, 8, 8, 3), np.uint8), np.arange(9) % 2), [0.5] * 3, [0.5] * 3, data.views,
+        torch.device("cpu"),
+    )  # fmt: skip
+    how = dataclasses.replace(TRAINING, batch_size=4)
+    run = Run(model, objective, nine, (images, images), how, 0, RUNTIME, Kept(), "test")
+    shares = [ids for ids, _ in run._batches(0)]
+    torch.save((results, logits, (run.steps, shares), str(caught.value)), f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +180,7 @@ def test_the_one_that_writes_is_the_one_that_validates(ranks):
 
 
 def test_logits_of_shared_batches_come_whole(ranks):
-    for _, (five, two, none, alone), _ in ranks:
+    for _, (five, two, none, alone), *_ in ranks:
         assert torch.equal(five, alone) and torch.equal(two, alone[:2])
         assert none.shape == (0, CLASSES)
 
@@ -182,6 +190,13 @@ def test_a_batch_that_does_not_divide_is_refused(ranks):
         assert said == (
             "test: batches of 127 do not divide among 2 processes: choose another batch_size"
         )
+
+
+def test_a_last_batch_that_leaves_a_process_without_an_image_is_no_step(ranks):
+    (steps, first), (others, second) = (found for *_, found, _ in ranks)
+    assert steps == others == 2
+    assert [len(ids) for ids in first] == [len(ids) for ids in second] == [2, 2]
+    assert len(torch.cat(first + second).unique()) == 8  # of nine, none twice
 
 
 def test_on_its_own_a_process_is_all():

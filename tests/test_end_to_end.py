@@ -23,7 +23,12 @@ from serving import Answer
 
 REPOSITORY = Path(__file__).parents[1]
 STUDENTS = ("kd", "L", "LF")  # LF has all that F has
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+# On the CPU, which gives the same bits again, and has room for several processes.
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def clone(to: Path) -> Path:

@@ -376,17 +376,6 @@ def test_a_graph_needs_cuda(here, data):
         run(network(), Objective(), data, step="graph")
 
 
-class Full(Objective):
-    def forward(self, *arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-
-
-def test_a_full_device_says_what_to_lower(here, data):
-    said = "out of memory: lower batch_size, runtime.seeds_at_once or crd.num_negatives.* 9 GiB"
-    with pytest.raises(InputError, match=said):
-        run(network(), Full(), data)
-
-
 def test_images_that_do_not_fit_are_refused_before_they_are_padded(split, monkeypatch):
     monkeypatch.setattr(engine, "free_memory", lambda device: 22 * 10 * 10 * 3 * 5 * 2 - 1)
     monkeypatch.setattr(engine.np, "pad", lambda *_: pytest.fail("padded"))
@@ -474,10 +463,13 @@ def test_cuda_trains_and_resumes(here, split, data, killed_after, precision, ste
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", [Table, Streamed])
 @pytest.mark.parametrize("schedule", ["step", "onecycle"])
-def test_a_graph_trains_as_the_plain_step_and_side_by_side(here, split, data, kind, schedule):
+def test_a_graph_trains_as_the_plain_step_and_side_by_side(
+    here, split, data, kind, schedule, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     cuda, histories = start("auto"), {}
     resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
-    how = training(epochs=10, schedule=schedule, milestones=(6,))
+    how = training(epochs=5, schedule=schedule, milestones=(3,))
 
     def prepared(step, seed):
         if kind is Table:
@@ -501,7 +493,7 @@ def test_a_graph_trains_as_the_plain_step_and_side_by_side(here, split, data, ki
         histories[step] = [[row["loss"] for row in run.history] for run in runs]
         assert all(bool(run.captured) == (step == "graph") for run in runs)
     for eager, graph in zip(histories["eager"], histories["graph"]):
-        assert graph == pytest.approx(eager, rel=0.02)  # atomics and TF32 add in another order
+        assert graph == pytest.approx(eager, rel=0.02)  # atomics add in another order
     assert histories["graph"][0] != histories["graph"][1]
 
 

@@ -108,6 +108,10 @@ REFUSED = {
     "variant": ({"distill.variants": ["LX"]}, ": distill.variants.0 is 'LX': ", "'L', 'F' or 'LF'"),
     "device": ({"runtime.device": "gpu"}, ": runtime.device is 'gpu': ", "'auto', 'cpu' or 'cuda'"),
     "step": ({"runtime.step": "fast"}, ": runtime.step is 'fast': ", "'auto', 'eager', 'graph' or"),
+    "compiled side by side": (
+        {"runtime.step": "compile", "runtime.seeds_at_once": 2},
+        ": runtime.seeds_at_once is 2: must be 1 where runtime.step is 'compile'",
+    ),
     "no seeds at once": ({"runtime.seeds_at_once": 0}, ": runtime.seeds_at_once is 0: ", "to 1"),
     "number of negatives": ({"crd.negatives": 9}, ": crd.negatives is 9: ", "'per_sample' or 'shared'"),
     "prompt": ({"clip.prompts": ["a photo"]}, ": clip.prompts.0 is 'a photo': ", "hold {} once"),

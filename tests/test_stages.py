@@ -17,10 +17,11 @@ import stages.clip
 import stages.corrupt
 import stages.prepare
 import stages.teacher
-from richkd import cifar_c, models
+from richkd import cifar_c, models, params
 from richkd.dataset import Info, Split, save_info, save_split
 from richkd.errors import InputError
 from richkd.files import read_json, sha256
+from richkd.training import TrainingData, train_seeds
 from serving import Answer
 
 ROOT = Path(__file__).parents[1]
@@ -168,3 +169,21 @@ def test_published_sets_are_downloaded(published, server, monkeypatch):
     write(corruptions={"source": "download", "urls": urls, **SETS})
     stages.corrupt.main()
     assert np.load("data/corrupted/fog.npy")[:, 0, 0, 0].tolist() == [3] * 20 + [1] * 20
+
+
+def test_a_full_device_says_what_to_lower(folder):
+    student = params.Training(
+        arch="resnet8", epochs=1, batch_size=8, lr=0.1, schedule="onecycle", milestones=(),
+        momentum=0.9, weight_decay=0.0,
+    )  # fmt: skip
+    runtime = params.Runtime(
+        device="cpu", precision="fp32", deterministic=False, step="auto", seeds_at_once=1
+    )
+    data = TrainingData(params.Views(pad=1, flip=False), runtime)
+
+    def full(model):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    said = "out of memory: lower batch_size, runtime.seeds_at_once or crd.num_negatives.* 9 GiB"
+    with pytest.raises(InputError, match=said):
+        train_seeds("ce", data, student, [0], full, {}, [])
