@@ -131,10 +131,13 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """With `-dirty` where files that git tracks have changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """With `-dirty` where code has changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        changed = git("status", "--porcelain", "--", "bench", "richkd")
+        return (git("rev-parse", "HEAD") or "unknown") + "-dirty" * bool(changed)
     except OSError:
         return "unknown"
-    return done.stdout.strip() or "unknown"
