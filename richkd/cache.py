@@ -274,6 +274,11 @@ def build(
         if event:
             event.synchronize()
         for name, part in zip(TABLES, rows):
+            if not np.isfinite(part.numpy()).all():
+                raise InputError(
+                    f"{folder}: the {name} of images {start} to {start + len(part) - 1} are not finite, "
+                    "or beyond 65,504, the largest number of the table's 16 bits: another teacher?"
+                )
             tables[name][view, start : start + len(part)] = part.numpy()
         finished.append(number)
         bar.update(distributed.processes())

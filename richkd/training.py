@@ -92,8 +92,7 @@ def train_seeds(
                     )
                 )
             fit(runs)
-        while first and runs:
-            run = runs.pop(0)  # and its memory is free before the next group's is taken
+        for run in runs if first else ():
             checkpoints.append(run.checkpoint)
             last = run.history[-1]
             result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}
@@ -112,6 +111,7 @@ def train_seeds(
                 **weights.provenance(data.device),
             }
             weights.save(f"models/{name}/seed{run.seed}", run.model.state_dict(), record)
+        runs = run = None  # free before the next group's memory is taken
     distributed.wait()  # all have read the checkpoints
     if first:
         write_curves(name, pd.concat(curves))

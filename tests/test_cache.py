@@ -298,6 +298,18 @@ def test_too_little_disk_is_an_error_before_the_work(here, teacher, data, monkey
     assert len(calls) == 1 and not cache.Path("cache").exists()
 
 
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_what_16_bits_do_not_hold_is_refused(here, teacher, data, value):
+    def spoil(module, inputs, output):
+        output.features[-1, 3] = value
+
+    handle = teacher.register_forward_hook(spoil)
+    with pytest.raises(InputError, match="cache/x: the features of images 0 to 3 are not finite, or"):
+        build("x", teacher, data)
+    handle.remove()
+    assert not cache.Path("cache").exists()
+
+
 def test_a_full_device_says_what_to_lower(here, teacher, data, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
