@@ -6,7 +6,6 @@ bare  the model's forward on the same batches, which are there already
 
 import contextlib
 import io
-import math
 import tempfile
 
 import torch

@@ -6,7 +6,6 @@ not declare.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from functools import partial
