@@ -35,9 +35,9 @@ def golden_weight(name, like):
     return 1 + 0.1 * wave
 
 
-def test_there_are_all_published_models_and_one_of_our_own():
+def test_there_are_all_published_models_and_two_more():
     assert len(PUBLISHED) == 23
-    assert sorted(models.names()) == sorted([*PUBLISHED, "resnet8x2"])
+    assert sorted(models.names()) == sorted([*PUBLISHED, "mobilenetv1", "resnet8x2"])
 
 
 def test_reference_names_are_those_that_differ():
@@ -71,7 +71,7 @@ def test_outputs_are_the_published_ones(name):
 
 # The smallest of every family, and of every kind of block.
 SMALL = ["resnet8", "resnet8x2", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "mobilenetv2"]
-SMALL += ["shufflenetv1", "shufflenetv2", "resnet18", "resnet50"]
+SMALL += ["mobilenetv1", "shufflenetv1", "shufflenetv2", "resnet18", "resnet50"]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -92,6 +92,19 @@ def test_every_model_takes_larger_and_odd_sizes(name, size):
         logits, features = model(torch.rand(1, 3, *size))
     assert logits.shape == (1, 7) and features.shape == (1, model.feature_dim)
     assert logits.isfinite().all() and features.isfinite().all()
+
+
+def test_mobilenetv1_is_the_one_of_the_literature_on_imagenet():
+    model = models.create("mobilenetv1", 1000).eval()
+    assert sum(p.numel() for p in model.parameters()) == 4_231_976
+    assert model.feature_dim == 1024
+    sides = []
+    model.model.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[2]))
+    for side in (224, 32):
+        with torch.no_grad():
+            logits, features = model(torch.rand(2, 3, side, side))
+        assert logits.shape == (2, 1000) and features.shape == (2, 1024)
+    assert sides == [7, 1]
 
 
 def test_vgg_pools_once_more_at_64_pixels_and_refuses_less_than_8():
@@ -124,6 +137,7 @@ LAST_LAYERS = {
     "resnet18": "linear",
     "wrn_16_1": "fc",
     "vgg8": "classifier",
+    "mobilenetv1": "fc",
     "mobilenetv2": "classifier",
     "shufflenetv1": "linear",
     "shufflenetv2": "linear",

@@ -22,6 +22,7 @@ FAMILIES = {
     "resnet_imagenet": ["resnet18", "resnet50"],
     "wrn": ["wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"],
     "vgg": ["vgg8", "vgg11", "vgg13", "vgg16", "vgg19"],
+    "mobilenetv1": ["mobilenetv1"],
     "mobilenet": ["mobilenetv2"],
     "shufflenet": ["shufflenetv1", "shufflenetv2"],
 }
