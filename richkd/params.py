@@ -62,6 +62,7 @@ def _list_of(item: Any) -> Any:
 
 
 Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Urls = _list_of(Annotated[str, Field(pattern="^https?://")])
 Prompts = _list_of(Annotated[str, AfterValidator(_template)])
@@ -95,11 +96,60 @@ class Cifar:
 
 
 @section
-class Views:
-    """The augmentation: every crop of the image padded by `pad` pixels, and its mirror."""
+class Folders:
+    """Images in folders, `train/<class>/` and `val/<class>/`; the files stay where they are.
 
+    `val` is the test set, as in ImageNet's papers.
+    """
+
+    root: Text  # holds train/ and val/; recorded as it is written here
+    classes: Literal["all"] | _list_of(str)  # all, or the folders to keep
+    expect_train: Count | None  # images that must be there; null: as many as there are
+    expect_val: Count | None
+    unreadable: Whole  # files that may be cut off or no images; they are named and left out
+    train_per_class: Literal["all"] | Count  # labelled training images a class
+    validation: Whole  # images taken from the training images; 0 trains on all of them
+    captioned_images: Whole  # training images with captions, where CLIP is trained
+    seed: Seed  # of the split
+
+
+@section
+class ImageNet(Folders):
+    """ILSVRC 2012; `val` in folders, or flat with the devkit beside it."""
+
+    name: Literal["imagenet"]
+
+
+@section
+class Folder(Folders):
+    """Any other such data set."""
+
+    name: Literal["folder"]
+    names: Text | None  # a JSON of readable names by folder; null: the folders' own
+
+
+@section
+class PaddedCrops:
+    """Every crop of the image padded by `pad` pixels, and its mirror: as many as are finite."""
+
+    augmentation: Literal["padded_crop"]
     pad: Whole
     flip: bool
+
+
+@section
+class ResizedCrops:
+    """A crop of random size and shape, resized; without it, the centre of the resized image."""
+
+    augmentation: Literal["resized_crop"]
+    size: Annotated[int, Field(ge=16)]  # side of what the networks see, in pixels
+    resize: Count  # the shorter side, before the centre is cut out
+    scale: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]  # of the area
+    ratio: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]  # width to height
+    flip: bool
+
+
+Views = PaddedCrops | ResizedCrops
 
 
 @section
@@ -237,10 +287,11 @@ Clip = TrainedClip | PretrainedClip | CheckpointClip
 
 @section
 class Cache:
-    """Which views each teacher's table holds."""
+    """Which views each teacher's table holds; a teacher that is `online` has none and runs along."""
 
-    teacher: Literal["center", "all"]
+    teacher: Literal["center", "all", "online"]
     clip: Literal["center", "all"]
+    top_k: Count | None  # logits kept a view, beside the mean of what the others have; null: all
     batch_size: Count
 
 
@@ -327,8 +378,8 @@ class Calibration:
 
 @section
 class Params:
-    dataset: Annotated[Digits | Cifar, Field(discriminator="name")]
-    views: Views
+    dataset: Annotated[Digits | Cifar | ImageNet | Folder, Field(discriminator="name")]
+    views: Annotated[Views, Field(discriminator="augmentation")]
     runtime: Runtime
     teacher: Annotated[Teacher, Field(discriminator="source")]
     clip: Annotated[Clip, Field(discriminator="source")]
@@ -339,6 +390,7 @@ class Params:
     baseline: BaselineParams
     distill: Distill
     corruptions: Annotated[Corruptions, Field(discriminator="source")]
+    shifted: dict[Name, Text | Annotated[tuple[Text, ...], Field(min_length=2, max_length=2)]]
     evaluate: Evaluate
     calibration: Calibration
 
@@ -347,15 +399,18 @@ class Params:
             network = getattr(self, key)
             if isinstance(network, TorchvisionTeacher):
                 continue  # its names are known to torchvision alone
-            if network.arch not in models.names():
+            if network.arch not in models.names() and not network.arch.startswith("torchvision/"):
                 allowed = ", ".join(models.names())
-                raise InputError(f"{key}.arch is {network.arch!r}: must be one of {allowed}")
+                raise InputError(
+                    f"{key}.arch is {network.arch!r}: must be one of {allowed}, torchvision/<name>"
+                )
             if isinstance(network, Training):
                 late = [epoch for epoch in network.milestones if epoch >= network.epochs]
                 if network.schedule == "step" and late:
                     raise InputError(
                         f"{key}.milestones is {late}: must be below {network.epochs} epochs"
                     )
+        self._check_files()
         if self.runtime.step == "compile" and self.runtime.seeds_at_once > 1:
             raise InputError(
                 f"runtime.seeds_at_once is {self.runtime.seeds_at_once}: must be 1 where runtime.step "
@@ -374,16 +429,53 @@ class Params:
                 )
         if isinstance(self.teacher, MdistillerTeacher) and self.dataset.name != "cifar100":
             raise InputError("teacher.source is 'mdistiller': these teachers know cifar100 alone")
-        published = not isinstance(self.corruptions, GeneratedCorruptions)
-        if published and isinstance(self.dataset, Digits):
-            source = self.corruptions.source
-            raise InputError(f"corruptions.source is {source!r}: must be 'generate' for digits")
+        allowed = CORRUPTION_SOURCES[self.dataset.name]
+        if self.corruptions.source not in allowed:
+            raise InputError(
+                f"corruptions.source is {self.corruptions.source!r}: must be {' or '.join(allowed)} "
+                f"for {self.dataset.name}"
+            )
         trained = ["teacher", "clip", *self.baseline.variants, *self.distill.variants]
         if set(trained) != set(self.evaluate.models):
             raise InputError(
                 f"evaluate.models is {list(self.evaluate.models)}: must be {trained}, the teachers "
                 "and what baseline.variants and distill.variants train"
             )
+
+
+    def _check_files(self) -> None:
+        """What goes with images in files, and what with those in arrays."""
+        files, views = isinstance(self.dataset, Folders), self.views
+        needed = "resized_crop" if files else "padded_crop"
+        if views.augmentation != needed:
+            raise InputError(
+                f"views.augmentation is {views.augmentation!r}: must be {needed!r} for {self.dataset.name}"
+            )
+        if files:
+            for key, bounds in (("scale", views.scale), ("ratio", views.ratio)):
+                if bounds[0] > bounds[1] or key == "scale" and bounds[1] > 1:
+                    raise InputError(
+                        f"views.{key} is {list(bounds)}: must be two numbers, the smaller first"
+                        + (", at most 1" if key == "scale" else "")
+                    )
+            if views.resize < views.size:
+                raise InputError(f"views.resize is {views.resize}: must be at least views.size, {views.size}")
+            for name in ("teacher", "clip"):
+                if getattr(self.cache, name) == "all":
+                    raise InputError(f"cache.{name} is 'all': there is no end of views of resized_crop")
+        for name, path in self.shifted.items():
+            if isinstance(path, str) != files:
+                kind = "a folder" if files else "two .npy files, images and labels"
+                raise InputError(f"shifted.{name} is {path!r}: must be {kind} for {self.dataset.name}")
+
+
+CORRUPTION_SOURCES = {
+    "digits": ["generate"],
+    "cifar10": ["generate", "download", "path"],
+    "cifar100": ["generate", "download", "path"],
+    "imagenet": ["generate", "path"],
+    "folder": ["generate"],
+}
 
 
 def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
