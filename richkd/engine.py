@@ -54,9 +54,16 @@ def to_input(
     images: np.ndarray, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Tensor:
     """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W) on the device."""
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
-    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
-    return pixels.sub_(mean).div_(std)  # in place, and channels last as the images came
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+    return normalise(pixels, mean, std)  # channels last, as the images came
+
+
+def normalise(
+    pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Tensor:
+    """Grey levels, 0 to 255, (N, 3, H, W), to a network's input, in place."""
+    mean, std = (torch.as_tensor(x, device=pixels.device).view(3, 1, 1) for x in (mean, std))
+    return pixels.div_(255).sub_(mean).div_(std)
 
 
 class ResidentSet:
@@ -87,10 +94,20 @@ class ResidentSet:
         normalised = to_input(rows.flatten(0, 1).numpy(), mean, std, device)
         self.mirrored = normalised.permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.views, self.device = views, device
+        self.mean, self.std, self.views, self.device = mean, std, views, device
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def reader(self) -> "ResidentSet":
+        """What one training run takes batches from."""
+        return self
+
+    def start(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """The (ids, view_ids) of the epoch that begins."""
+
+    def advance(self) -> None:
+        """The next of these batches begins."""
 
     def batch(self, ids: Tensor, view_ids: Tensor) -> Tensor:
         """The views `view_ids` (B,) of the images `ids` (B,): float32 (B, 3, H, W)."""
@@ -101,7 +118,10 @@ class ResidentSet:
 def predict(
     model: nn.Module, images: Tensor, batch_size: int, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and features (N, D), float32, of normalised images, in eval mode."""
+    """Logits (N, C) and features (N, D), float32, in eval mode.
+
+    `images` are normalised: a tensor (N, 3, H, W), or what `richkd.imagesets.for_inference` gives.
+    """
     was_training = model.training
     model.eval()
     # Some networks fail on no images at all: one tells the shapes, and none of its rows is kept.

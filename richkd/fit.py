@@ -18,13 +18,15 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
 from richkd import distributed
+from richkd.batchnorm import synchronised
 from richkd.engine import ResidentSet, accuracy, autocast, predict
 from richkd.errors import InputError
 from richkd.params import Runtime, Training
 from richkd.resume import Checkpoint
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what counts for a stage that has none is not imported there
     from richkd.cache import Table
+    from richkd.imagesets import Centers, FileSet, Pixels
 
 VALIDATIONS = 10  # a run; validating after every epoch would double the time of a small one
 WARM_UP = 3  # steps of a length before its graph is captured: cuDNN picks kernels, buffers appear
@@ -43,17 +45,17 @@ class Run:
     is left as the last epoch leaves it.
 
     Of several processes (`richkd.distributed`) each trains on its share of every batch, a last
-    batch cut to a multiple of their number. Gradients and CRD's banks are those of the whole batch;
-    BatchNorm sees a process's share, and the running statistics kept are those of rank 0. The
-    learning rate is that of the whole batch and stays as it is.
+    batch cut to a multiple of their number. Gradients, BatchNorm's statistics and CRD's banks are
+    those of the whole batch, so but for that cut and rounding the number changes nothing, and the
+    learning rate stays as it is. `richkd.batchnorm` changes the model's layers for it.
     """
 
     def __init__(
         self,
         model: nn.Module,
         objective: nn.Module,
-        data: ResidentSet,
-        validation: tuple[Tensor, Tensor],
+        data: ResidentSet | FileSet,
+        validation: tuple[Tensor | Pixels | Centers, Tensor],
         training: Training,
         seed: int,
         runtime: Runtime,
@@ -62,6 +64,7 @@ class Run:
         tables: Sequence[Table] = (),
     ):
         """InputError where the batch does not divide among the processes, or graphs cannot be."""
+        model = synchronised(model, data.device)
         self.model, self.objective, self.data, self.validation = model, objective, data, validation
         self.training, self.seed, self.title, self.tables = training, seed, title, tables
         self.precision, self.checkpoint = runtime.precision, checkpoint
@@ -119,11 +122,11 @@ class Run:
         progress = tqdm(range(first, epochs), self.title, epochs, initial=first, unit="epoch")
         for epoch in progress:
             batches = self._batches(epoch)
-            for table in self.tables:
-                table.start(batches)
+            for source in (self.data, *self.tables):
+                source.start(batches)
             for ids, view_ids in batches:
-                for table in self.tables:
-                    table.advance()
+                for source in (self.data, *self.tables):
+                    source.advance()
                 self._launch(ids, view_ids)
                 self.parts["scheduler"].step()
                 yield

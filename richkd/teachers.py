@@ -13,19 +13,24 @@ from richkd import download, models, weights
 from richkd.errors import InputError
 from richkd.files import sha256
 from richkd.params import CheckpointTeacher, MdistillerTeacher, TorchvisionTeacher
+from richkd.views import Center
 
 # What mdistiller and the papers before it normalise CIFAR-100 with.
 MDISTILLER_MEAN, MDISTILLER_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 class Teacher(NamedTuple):
-    """A classifier, what its input is normalised with, and where its weights come from."""
+    """A classifier, what its input is normalised with, and where its weights come from.
+
+    `center` is how it was published to see files, where that is known.
+    """
 
     arch: str
     model: nn.Module
     mean: Sequence[float]
     std: Sequence[float]
     data: dict[str, str]
+    center: Center | None = None
 
 
 def obtain(
@@ -96,4 +101,8 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
         ) from None
     model.load_state_dict(state)
     transforms = chosen.transforms()
-    return Teacher(name, model, transforms.mean, transforms.std, {chosen.url: str(chosen)})
+    center = Center(
+        transforms.resize_size[0], transforms.crop_size[0], transforms.interpolation.value
+    )
+    data = {chosen.url: str(chosen)}
+    return Teacher(name, model, transforms.mean, transforms.std, data, center)

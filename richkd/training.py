@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from richkd import distributed, engine, models, resume, weights
+from richkd import distributed, engine, imagesets, models, resume, weights
 from richkd.dataset import Info, load_info, load_split
 from richkd.files import replacing, sha256, write_json
 from richkd.fit import Run, fit
 from richkd.metrics import summarize
 from richkd.params import Runtime, Training, Views, to_dict
-from richkd.views import Views as ViewSet
+from richkd.views import Center
 
 if TYPE_CHECKING:
     from richkd.cache import Table
@@ -27,20 +27,18 @@ DATA = ("data/train.safetensors", "data/validation.safetensors", "data/info.json
 
 
 class TrainingData:
-    """The training and validation images on the device."""
+    """The training and validation images, for the device."""
 
     def __init__(self, views: Views, runtime: Runtime):
         self.device = engine.start(runtime.device, runtime.deterministic)
         self.runtime = runtime
         self.info: Info = load_info("data/info.json")
+        self.center = Center.of(views)
         train, validation = (load_split(f"data/{name}.safetensors") for name in ("train", "validation"))
-        height, width = train.images.shape[1:3]
-        self.views = ViewSet(height, width, views.pad, views.flip)
-        self.train = engine.ResidentSet(
-            train, self.info.mean, self.info.std, self.views, self.device
-        )
+        look = self.info.mean, self.info.std
+        self.train = imagesets.for_training(train, *look, views, self.center, self.device)
         self.validation = (
-            engine.to_input(validation.images, self.info.mean, self.info.std, self.device),
+            imagesets.for_inference(validation, *look, self.center, self.device),
             torch.from_numpy(validation.labels).to(self.device),
         )
 
@@ -76,12 +74,13 @@ def train_seeds(
                 torch.manual_seed(seed)
                 model = models.create(training.arch, len(data.info.classes))
                 model.to(data.device, memory_format=torch.channels_last)
-                readers = [table.reader() for table in tables]
+                images = data.train.reader()
+                readers = [table.reader(images) for table in tables]
                 runs.append(
                     Run(
                         model,
                         make_objective(model, *readers).to(data.device),
-                        data.train,
+                        images,
                         data.validation,
                         training,
                         seed,
@@ -104,6 +103,7 @@ def train_seeds(
                 "num_classes": len(data.info.classes),
                 "mean": data.info.mean,
                 "std": data.info.std,
+                "center": data.center and data.center._asdict(),
                 "params": recorded,
                 "seed": run.seed,
                 "data": {path: sha256(path) for path in DATA},

@@ -17,14 +17,16 @@ from torch import nn
 from richkd import models
 from richkd.errors import InputError, one_line
 from richkd.files import read_json, replacing, write_json
+from richkd.views import Center
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode, and the mean and std its input is normalised with."""
+    """A model in eval mode, the mean and std its input is normalised with, how files are cut for it."""
 
     model: nn.Module
     mean: list[float]
     std: list[float]
+    center: Center | None  # None where images are taken as they are
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -101,8 +103,13 @@ def load_classifier(path: Path | str, device: torch.device) -> Loaded:
     if record["kind"] == "clip":
         from richkd.clip import load_zero_shot
 
-        return Loaded(load_zero_shot(path, record).eval().to(device), [0.0] * 3, [1.0] * 3)
+        model = load_zero_shot(path, record).eval().to(device)
+        return Loaded(model, [0.0] * 3, [1.0] * 3, _center(record))
     model = models.create(record["arch"], record["num_classes"])
     load_into(model, f"{path}.safetensors")
     model.eval().to(device, memory_format=torch.channels_last)
-    return Loaded(model, record["mean"], record["std"])
+    return Loaded(model, record["mean"], record["std"], _center(record))
+
+
+def _center(record: dict[str, Any]) -> Center | None:
+    return Center(**record["center"]) if record["center"] else None
