@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from scipy.special import softmax
 
 from richkd import plots
-from richkd.dataset import Split, load_info, load_split
+from richkd.dataset import Manifest, Split, load_info, load_split
+from richkd.evaluation import shifted_found, shifted_sets
 from richkd.files import read_json
 
 TEACHERS = ("teacher", "clip", "fused")
@@ -39,6 +40,7 @@ COLUMNS = {  # metric: heading, scale, decimals, whether more is better
     "top1": ("top-1, %", 100, 1, True),
     "top5": ("top-5, %", 100, 1, True),
     "corrupted_top1": ("corrupted top-1, %", 100, 1, True),
+    "mce": ("mCE, %", 100, 1, False),
     "ece": ("ECE, %", 100, 1, False),
     "nll": ("NLL, nats", 1, 3, False),
     "confident_wrong": ("confident and wrong, %", 100, 1, False),
@@ -70,14 +72,14 @@ def summarize(models: Sequence[str]) -> Summary:
 def _figures(model: str) -> dict[str, dict[str, float]]:
     """Metrics of `model` in the shape of `richkd.metrics.summarize`."""
     calibration = read_json(f"metrics/calibrate/{model}.json")
-    clean, corrupted = calibration["clean"], calibration["corrupted"]
+    clean, corrupted = calibration["clean"], calibration.get("corrupted", {})
     figures = {
         "validation_accuracy": _validation_accuracy(model),
         **read_json(f"metrics/evaluate/{model}.json"),
         **{key: clean.get(key) for key in ("ece", "ece_tempered", "nll", "confident_wrong")},
-        "corrupted_ece": corrupted["ece"],
+        "corrupted_ece": corrupted.get("ece"),
         "corrupted_ece_tempered": corrupted.get("ece_tempered"),
-        "corrupted_confident_wrong": corrupted["confident_wrong"],
+        "corrupted_confident_wrong": corrupted.get("confident_wrong"),
     }
     return {metric: values for metric, values in figures.items() if values}
 
@@ -151,7 +153,7 @@ def findings(
 
 def _comparison(summary: Summary, variant: str, reference: str) -> str:
     parts = []
-    for metric, where in (("top1", "clean"), ("corrupted_top1", "corrupted")):
+    for metric, where in _accuracies(summary):
         a, b = summary[variant], summary[reference]
         difference = 100 * (a[metric] - b[metric])
         part = f"{signed(difference)} points on {where} images"
@@ -166,7 +168,7 @@ def _comparison(summary: Summary, variant: str, reference: str) -> str:
 
 def _fused_and_parts(summary: Summary) -> str:
     parts = []
-    for metric, where in (("top1", "clean"), ("corrupted_top1", "corrupted")):
+    for metric, where in _accuracies(summary):
         teacher, clip, fused = (100 * summary[model][metric] for model in TEACHERS)
         if fused > max(teacher, clip):
             verdict = "above both its parts"
@@ -178,7 +180,13 @@ def _fused_and_parts(summary: Summary) -> str:
             f"{verdict} on {where} images ({fused:.1f} % against {teacher:.1f} % of the teacher "
             f"and {clip:.1f} % of CLIP)"
         )
-    return f"The fused teacher is {parts[0]} and {parts[1]}."
+    return f"The fused teacher is {' and '.join(parts)}."
+
+
+def _accuracies(summary: Summary) -> list[tuple[str, str]]:
+    """Metrics of the images that there are, and what these are called."""
+    every = [("top1", "clean"), ("corrupted_top1", "corrupted")]
+    return [(metric, where) for metric, where in every if metric in summary["teacher"]]
 
 
 def best_student(summary: Summary, students: Sequence[str], metric: str) -> str:
@@ -193,7 +201,7 @@ def signed(value: float, decimals: int = 1) -> str:
 
 def spread(values: dict[str, float], metric: str) -> str:
     """A mean, with its standard deviation where it has one, as the tables show it."""
-    _, scale, decimals, _ = COLUMNS[metric]
+    _, scale, decimals, _ = COLUMNS.get(metric, COLUMNS["top1"])
     text = f"{scale * values[metric]:.{decimals}f}"
     if f"{metric}_sd" in values:
         text += f" ± {scale * values[f'{metric}_sd']:.{decimals}f}"
@@ -232,7 +240,7 @@ def choose_examples(correct: dict[str, np.ndarray], shown: str, reference: str) 
 
 
 def _examples(
-    models: Sequence[str], shown: str, reference: str, test: Split, classes: Sequence[str]
+    models: Sequence[str], shown: str, reference: str, test: Split | Manifest, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     # The first seed's: an example shows one model's answer, not a mean.
     logits = {model: np.load(f"predictions/{model}/test.npy", mmap_mode="r")[0] for model in models}
@@ -247,7 +255,7 @@ def _examples(
             rows.append((model, answer, bool(correct[model][index]), f"{100 * confidence:.0f} %"))
         cards.append(
             {
-                "image": png_uri(test.images[index]),
+                "image": picture(test, index),
                 "index": index,
                 "truth": classes[test.labels[index]],
                 "kind": kind,
@@ -296,9 +304,10 @@ def render(p: SimpleNamespace, summary: Summary, params_text: str) -> str:
         reference=reference,
         explained=EXPLAINED,
         results=_results(summary, students),
-        columns=[(name, more) for name, _, _, more in COLUMNS.values()],
+        columns=[(COLUMNS[metric][0], COLUMNS[metric][3]) for metric in columns(summary)],
         findings=findings(summary, baselines, distilled, info.name),
-        corrupted=_corrupted(models, shown, reference),
+        corrupted=_corrupted(models, shown, reference) if "corrupted_top1" in summary["teacher"] else None,
+        shifted=_shifted(summary),
         before=_before_training(p.fusion.alpha) if images["validation"] else None,
         quadrants=QUADRANTS,
         trainings=_trainings([model for model in trained if model != "clip"], summary),
@@ -315,7 +324,12 @@ def render(p: SimpleNamespace, summary: Summary, params_text: str) -> str:
 def count(split: str) -> int:
     """Images in a split, from its file's header."""
     with safe_open(f"data/{split}.safetensors", "numpy") as file:
-        return file.get_slice("images").get_shape()[0]
+        return file.get_slice("labels").get_shape()[0]
+
+
+def columns(summary: Summary) -> list[str]:
+    """The metrics shown of those that there are."""
+    return [metric for metric in COLUMNS if metric in summary["teacher"]]
 
 
 def label(model: str) -> str:
@@ -325,15 +339,15 @@ def label(model: str) -> str:
 def _results(summary: Summary, students: Sequence[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
     """A row a model: its cells, and whether each is the best student's."""
     best = {}
-    for metric, (*_, more) in COLUMNS.items():
+    for metric in columns(summary):
         values = [summary[student][metric] for student in students]
-        best[metric] = max(values) if more else min(values)
+        best[metric] = max(values) if COLUMNS[metric][3] else min(values)
     return [
         (
             model,
             [
                 (spread(values, metric), model in students and values[metric] == best[metric])
-                for metric in COLUMNS
+                for metric in best
             ],
         )
         for model, values in summary.items()
@@ -359,6 +373,21 @@ def _corrupted(models: Sequence[str], shown: str, reference: str) -> list[dict[s
             difference, -bound, bound, "RdBu", lambda value: signed(value, 0),
         ),
     ]  # fmt: skip
+
+
+def _shifted(summary: Summary) -> dict[str, Any]:
+    """Accuracies on the further test sets that were there, and why others were not run."""
+    sets = shifted_sets()
+    rows = []
+    for name in shifted_found():
+        metric, found = f"shifted_{name}", sets[name]
+        cells = [spread(values, metric) for values in summary.values()]
+        rows.append((name, found["images"], len(found["classes"]), cells))
+    return {
+        "models": [label(model) for model in summary],
+        "rows": rows,
+        "skipped": {name: what["skipped"] for name, what in sets.items() if "skipped" in what},
+    }
 
 
 def _heat(caption, grid, low=0, high=100, colormap="cividis", text="{:.0f}".format):
@@ -443,8 +472,14 @@ def svg_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def png_uri(image: np.ndarray) -> str:
-    """Of uint8 (H, W, 3)."""
+def picture(test: Split | Manifest, index: int) -> str:
+    """A test image, a file's at most 192 pixels wide and high."""
+    if isinstance(test, Split):
+        image = Image.fromarray(test.images[index])
+    else:
+        with Image.open(Path(test.root, test.paths[index])) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+        image.thumbnail((192, 192))
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

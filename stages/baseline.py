@@ -12,12 +12,12 @@ from stages import run
 
 def main(variant: str) -> None:
     p = params.load(
-        "student", "baseline", "distill.seeds", "views", "runtime", "cache.teacher"
+        "student", "baseline", "distill.seeds", "views", "runtime", "cache.teacher", "cache.top_k"
     )
     data = TrainingData(p.views, p.runtime)
     tables, inputs = [], [__file__]
     if variant == "kd":
-        tables.append(cache.of("teacher", data.views, p.cache.teacher, data.device, ["logits"]))
+        tables.append(cache.of("teacher", data.train.views, p.cache.teacher, p.cache.top_k, data.device, ["logits"]))
         inputs.append("cache/teacher/cache.json")
 
     def objective(student: nn.Module, *teacher: Table) -> Objective:

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from richkd import cache, distributed, engine, params, resume, weights
+from richkd import cache, distributed, engine, imagesets, params, resume, weights
 from richkd.clip import ZeroShot, architecture, class_embeddings, tokenizer
 from richkd.dataset import load_split
 from richkd.files import read_json, write_json
-from richkd.views import Views
 from stages import run
 
 VALIDATION = "data/validation.safetensors"
@@ -19,31 +18,35 @@ VALIDATION = "data/validation.safetensors"
 def main(name: str) -> None:
     p = params.load(
         "views", "runtime.device", "runtime.precision", "runtime.deterministic",
-        f"cache.{name}", "cache.batch_size",
+        f"cache.{name}", "cache.top_k", "cache.batch_size",
     )  # fmt: skip
     device = engine.start(p.runtime.device, p.runtime.deterministic)
     train, validation = load_split(cache.TRAIN), load_split(VALIDATION)
-    views = Views(*train.images.shape[1:3], p.views.pad, p.views.flip)
     (path,) = weights.paths(f"models/{name}")
-    model, mean, std = weights.load_classifier(path, device)
+    model, mean, std, center = weights.load_classifier(path, device)
+    data = imagesets.for_training(train, mean, std, p.views, center, device)
     record = read_json(f"{path}.json")
     more = {}
     if name == "clip":
         prompting = record["params"]["clip"]
         more = {"prompt_list": prompting["prompts"], "logit_scale": prompting["logit_scale"]}
     held = getattr(p.cache, name)
-    made_from = cache.identity(path, views, held, **more)
+    made_from = cache.identity(path, data.views, held, p.cache.top_k, **more)
+    view_ids = [] if held == "online" else [data.views.center]
+    if held == "all":
+        view_ids = range(len(data.views))
     key = resume.key(params.to_dict(p), [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION, __file__])
     logits, features = cache.build(
         f"cache/{name}",
         model,
-        engine.ResidentSet(train, mean, std, views, device),
-        range(len(views)) if held == "all" else [views.center],
-        engine.to_input(validation.images, mean, std, device),
+        data,
+        view_ids,
+        imagesets.for_inference(validation, mean, std, center, device),
         p.cache.batch_size,
         p.runtime.precision,
         made_from,
         key,
+        p.cache.top_k,
     )
     if distributed.rank() > 0:
         return

@@ -11,6 +11,8 @@ from richkd.metrics import summarize
 from richkd.params import Calibration
 from stages import run
 
+MOST = 200_000_000  # logits of corrupted images that are looked at; more take every 2nd image, 3rd, …
+
 
 def main(name: str) -> None:
     p = params.load("calibration").calibration
@@ -19,28 +21,30 @@ def main(name: str) -> None:
         split: np.load(f"predictions/{name}/{split}.npy", mmap_mode="r")
         for split in ("validation", "test", "corrupted")
     }
-    results, curves = {"clean": {}, "corrupted": {}}, []
+    results, curves = {}, []
+    # Every so many images, where the probabilities of all corrupted ones would not fit into memory.
+    step = max(1, -(-predictions["corrupted"][0].size // MOST))
     for seed, fitting in enumerate(predictions["validation"]):
         # Without validation images there is nothing to fit a temperature to.
         temperature = calibration.fit_temperature(fitting, validation) if len(validation) else None
+        sets = {"clean": (predictions["test"][seed], test)}
         # All corruptions and severities together are one large test set.
-        corrupted = predictions["corrupted"][seed]
-        labels = np.broadcast_to(test, corrupted.shape[:-1]).reshape(-1)
-        sets = {
-            "clean": (predictions["test"][seed], test),
-            "corrupted": (corrupted.reshape(len(labels), -1), labels),
-        }
+        corrupted = predictions["corrupted"][seed, :, :, ::step]
+        if corrupted.size:
+            labels = np.broadcast_to(test[::step], corrupted.shape[:-1]).reshape(-1)
+            sets["corrupted"] = corrupted.reshape(len(labels), -1), labels
         for data, (logits, truth) in sets.items():
             logits = logits.astype(float)
             probabilities = softmax(logits, axis=1)
-            results[data][f"run{seed}"] = measure(probabilities, truth, p)
+            result = measure(probabilities, truth, p)
             if temperature:
                 tempered = softmax(logits / temperature, axis=1)
-                results[data][f"run{seed}"] |= {
+                result |= {
                     "temperature": temperature,
                     "ece_tempered": calibration.expected_calibration_error(tempered, truth, p.bins),
                     "nll_tempered": calibration.negative_log_likelihood(tempered, truth),
                 }
+            results.setdefault(data, {})[f"run{seed}"] = result
             curve = calibration.reliability_curve(probabilities, truth, p.bins)
             curves.append(pd.DataFrame(curve).assign(run=seed, data=data))
     write_json(f"metrics/calibrate/{name}.json", {x: summarize(r) for x, r in results.items()})

@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
-from richkd import clip, clip_training, download, engine, params, resume, weights
+from richkd import clip, clip_training, download, engine, imagesets, params, resume, weights
 from richkd.dataset import Info, load_info, load_split
 from richkd.files import sha256, write_json
 from richkd.params import TrainedClip
+from richkd.views import Center
 from stages import run
 
 INFO, CAPTIONED = "data/info.json", "data/captioned.safetensors"
@@ -44,6 +45,7 @@ def main() -> None:
         "quick_gelu": quick_gelu,
         "embed_dim": classifier.shape[1],
         "input": expected._asdict(),
+        "center": center_of(expected)._asdict() if info.folders else None,
         "classes": info.classes,
         "prompts": prompts,
         "scale": scale,
@@ -61,6 +63,11 @@ def main() -> None:
     print(f"models/clip: zero-shot classifier of {len(info.classes)} classes, metrics/train/clip.json")
 
 
+def center_of(expected: clip.Input) -> Center:
+    """How files are cut, as open_clip does it."""
+    return Center(expected.size, expected.size, expected.interpolation)
+
+
 def train(
     p: TrainedClip,
     precision: str,
@@ -72,6 +79,7 @@ def train(
 ) -> tuple[nn.Module, float]:
     """Small towers trained on the captioned images, and their last loss."""
     captioned = load_split(CAPTIONED)
+    pixels = imagesets.for_inference(captioned, [0.0] * 3, [1.0] * 3, center_of(expected), device)
     torch.manual_seed(p.training.seed)
     model = clip.create(p.model).to(device)
     history = clip_training.fit(
@@ -79,7 +87,7 @@ def train(
         expected,
         tokens_of,
         p.training,
-        engine.to_input(captioned.images, [0.0] * 3, [1.0] * 3, device),
+        torch.cat([batch.clone() for batch in pixels.split(256)]),
         torch.from_numpy(captioned.labels).to(device),
         info.classes,
         precision,

@@ -1,6 +1,7 @@
 """Corrupt the test images, or take the published corrupted sets; a file a corruption.
 
-A file holds its severities in blocks, as CIFAR-C has them.
+A file holds its severities in blocks, as CIFAR-C has them: an array, or the manifest of files that
+stay where they are. Where a path leads nowhere, the folder holds `skipped.txt` alone.
 """
 
 import shutil
@@ -8,35 +9,89 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from richkd import cifar_c, download, params
+from richkd import cifar_c, download, imagenet_c, params
 from richkd.corruptions import corrupt
-from richkd.dataset import Split, load_info, load_split
-from richkd.files import write_array
+from richkd.dataset import CORRUPTED, Manifest, Split, load_info, load_split, save_split
+from richkd.errors import InputError
+from richkd.files import replacing, write_array
 from stages import run
 
 
 def main() -> None:
-    p = params.load("corruptions").corruptions
+    p = params.load("corruptions", "views")
     test = load_split("data/test.safetensors")
-    sets = generated(p, test) if p.source == "generate" else published(p, test)
-    shutil.rmtree("data/corrupted", ignore_errors=True)
-    for name, images in tqdm(sets, "corrupt", len(p.names), unit="corruption"):
-        write_array(f"data/corrupted/{name}.npy", images)
-    print(f"data/corrupted: {len(p.names)} × {len(p.severities)} × {len(test.labels)} images")
+    shutil.rmtree(CORRUPTED, ignore_errors=True)
+    if p.corruptions.source == "path" and not Path(p.corruptions.path).exists():
+        said = f"nothing is at {p.corruptions.path}"
+        with replacing(CORRUPTED / "skipped.txt") as part:
+            part.write_text(said + "\n")
+        print(f"corrupted images are skipped: {said}")
+        return
+    if p.corruptions.source == "generate":
+        sets = generated(p.corruptions, p.views, test)
+    else:
+        sets = published(p.corruptions, test)
+    for name, images in tqdm(sets, "corrupt", len(p.corruptions.names), unit="corruption"):
+        if isinstance(images, Manifest):
+            save_split(CORRUPTED / f"{name}.safetensors", images)
+        else:
+            write_array(CORRUPTED / f"{name}.npy", images)
+    sizes = f"{len(p.corruptions.names)} × {len(p.corruptions.severities)} × {len(test.labels)}"
+    print(f"{CORRUPTED}: {sizes} images")
 
 
-def generated(p: params.GeneratedCorruptions, test: Split) -> Iterator[tuple[str, np.ndarray]]:
+def generated(
+    p: params.GeneratedCorruptions, views: params.Views, test: Split | Manifest
+) -> Iterator[tuple[str, np.ndarray]]:
+    constants, images = "cifar", test
+    if isinstance(test, Manifest):
+        constants = "imagenet"
+        size = len(p.severities) * len(test.labels) * views.size**2 * 3
+        check_room(size, len(p.names) * size)
+        images = centers(test, views)
     for name in p.names:
-        blocks = [corrupt(test.images, name, severity, p.seed) for severity in p.severities]
+        blocks = [corrupt(images.images, name, x, p.seed, constants) for x in p.severities]
         yield name, np.concatenate(blocks)
 
 
+def check_room(memory: int, disk: int) -> None:
+    """InputError where one corruption does not fit into memory, or all of them on the disk."""
+    for needed, free, where in (
+        (3 * memory, psutil.virtual_memory().available, "memory"),
+        (2 * disk, shutil.disk_usage(".").free, "disk, with DVC's copy"),
+    ):
+        if needed > free:
+            raise InputError(
+                f"corrupted test images need {needed / 1e9:,.1f} GB of {where}, {free / 1e9:,.1f} are "
+                "free: name fewer corruptions.names or severities, or set corruptions.source: path"
+            )
+
+
+def centers(test: Manifest, views: params.Views) -> Split:
+    """The middles of the test images as arrays, as ImageNet-C was made of them."""
+    images = []
+    for path in tqdm(test.paths, "centers", unit="image"):
+        with Image.open(Path(test.root, path)) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+        scale = views.resize / min(image.size)
+        width, height = (max(views.resize, round(scale * side)) for side in image.size)
+        left, top = (width - views.size) // 2, (height - views.size) // 2
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        images.append(np.asarray(image.crop((left, top, left + views.size, top + views.size))))
+    return Split(np.stack(images), test.labels)
+
+
 def published(
-    p: params.DownloadedCorruptions | params.LocalCorruptions, test: Split
-) -> Iterator[tuple[str, np.ndarray]]:
-    official = cifar_c.OFFICIAL[load_info("data/info.json").name]
+    p: params.DownloadedCorruptions | params.LocalCorruptions, test: Split | Manifest
+) -> Iterator[tuple[str, np.ndarray | Manifest]]:
+    info = load_info("data/info.json")
+    if isinstance(test, Manifest):
+        return imagenet_c.read(p.path, p.names, p.severities, test, info.folders)
+    official = cifar_c.OFFICIAL[info.name]
     if p.source == "download":
         instead = "set corruptions.source: path, and corruptions.path to a local copy"
         source = download.fetch(p.urls, official.file, official.md5, instead)

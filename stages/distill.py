@@ -1,6 +1,7 @@
 """Train students under the fused teacher: `L` on logits, `F` on features, `LF` on both."""
 
 from torch import nn
+from tqdm import tqdm
 
 from richkd import cache, params
 from richkd.cache import Table
@@ -14,14 +15,14 @@ from stages import run
 def main(variant: str) -> None:
     p = params.load(
         "student", "distill", "fusion.alpha", "fusion.lam", "crd", "views", "runtime",
-        "cache.teacher", "cache.clip", "clip.prompts", "clip.logit_scale",
+        "cache.teacher", "cache.clip", "cache.top_k", "clip.prompts", "clip.logit_scale",
     )  # fmt: skip
     data = TrainingData(p.views, p.runtime)
     parts = [part for letter, part in (("L", "logits"), ("F", "features")) if letter in variant]
     prompting = params.to_dict({"prompt_list": p.clip.prompts, "logit_scale": p.clip.logit_scale})
     tables = [
-        cache.of("teacher", data.views, p.cache.teacher, data.device, parts),
-        cache.of("clip", data.views, p.cache.clip, data.device, parts, **prompting),
+        cache.of("teacher", data.train.views, p.cache.teacher, p.cache.top_k, data.device, parts),
+        cache.of("clip", data.train.views, p.cache.clip, p.cache.top_k, data.device, parts, **prompting),
     ]
 
     def objective(student: nn.Module, teacher: Table, clip: Table) -> Objective:
@@ -36,6 +37,9 @@ def main(variant: str) -> None:
             memory = ContrastiveMemory(
                 len(labels), crd.dim, crd.num_negatives, crd.temperature, crd.momentum, labels, shared
             )
+            banks = 2 * memory.student_bank.nbytes / 1e6
+            kind = "shared by a batch" if memory.shared else "of each sample's own"
+            tqdm.write(f"CRD: banks of {banks:,.1f} MB on the {data.device.type}, negatives {kind}")
             term = FusedContrast(student.feature_dim, teacher, clip, p.fusion.lam, memory)
             terms["crd"] = (p.distill.feature_weight, term)
         return Objective(p.distill.ce_weight, **terms)

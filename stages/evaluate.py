@@ -1,13 +1,17 @@
-"""Run a model on the validation, test and corrupted test images; save its logits, once."""
+"""Run a model on the validation, test, corrupted and shifted images; save its logits, once."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from richkd import distributed, engine, params, weights
-from richkd.dataset import load_split
-from richkd.evaluation import score
+from richkd import distributed, engine, imagesets, params, weights
+from richkd.dataset import CORRUPTED, SHIFTED, load_info, load_split
+from richkd.evaluation import corrupted_sets, score, shifted_found
 from richkd.files import write_array
+from richkd.imagesets import Centers, Pixels
+from richkd.views import Center
 from stages import run
 
 
@@ -16,37 +20,46 @@ def main(name: str) -> None:
         "runtime.device", "runtime.precision", "runtime.deterministic",
         "evaluate.batch_size", "corruptions.names", "corruptions.severities",
     )  # fmt: skip
-    corruptions, severities = p.corruptions.names, p.corruptions.severities
+    names, severities = corrupted_sets(p.corruptions.names), p.corruptions.severities
     device = engine.start(p.runtime.device, p.runtime.deterministic)
     models = [weights.load_classifier(path, device) for path in weights.paths(f"models/{name}")]
-    _, mean, std = models[0]  # the same for every seed
+    _, mean, std, center = models[0]  # the same for every seed
 
-    def logits(images: np.ndarray) -> np.ndarray:
-        """Images uint8 (N, H, W, 3) to float32 (seeds, N, C)."""
-        inputs = engine.to_input(images, mean, std, device)
+    def inputs(path: Path | str, center: Center | None = center) -> Pixels | Centers:
+        return imagesets.for_inference(load_split(path), mean, std, center, device)
+
+    def logits(images: Pixels | Centers) -> np.ndarray:
+        """float32 (seeds, N, C)."""
         batch_size, precision = p.evaluate.batch_size, p.runtime.precision
         with engine.out_of_memory("evaluate.batch_size"):
             results = [
-                engine.predict_logits(model, inputs, batch_size, precision) for model, *_ in models
+                engine.predict_logits(model, images, batch_size, precision) for model, *_ in models
             ]
         return torch.stack(results).cpu().numpy()
 
-    predictions = {
-        split: logits(load_split(f"data/{split}.safetensors").images)
-        for split in ("validation", "test")
-    }
-    corrupted = []
-    for corruption in tqdm(corruptions, name, unit="corruption"):
-        scores = logits(np.load(f"data/corrupted/{corruption}.npy"))
-        # 16 bits are finest near 0: there the largest logit goes, and probabilities stay the same.
-        scores = (scores - scores.max(-1, keepdims=True)).astype(np.float16)
-        corrupted.append(scores.reshape(len(models), len(severities), -1, scores.shape[-1]))
-    predictions["corrupted"] = np.stack(corrupted, axis=1)
-    if distributed.rank() > 0:
+    clean = {split: logits(inputs(f"data/{split}.safetensors")) for split in ("validation", "test")}
+    for key in shifted_found():
+        clean[f"shifted/{key}"] = logits(inputs(SHIFTED / f"{key}.safetensors"))
+    first = distributed.rank() == 0
+    seeds, count, classes = clean["test"].shape
+    shape = seeds, len(names), len(severities), count, classes
+    corrupted = np.empty(shape if first else 0, np.float16)
+    for number, corruption in enumerate(tqdm(names, name, unit="corruption")):
+        if (path := CORRUPTED / f"{corruption}.npy").exists():
+            images = Pixels(np.load(path, mmap_mode="r"), mean, std, device)
+        else:  # files that were cut before they were corrupted
+            images = inputs(path.with_suffix(".safetensors"), center._replace(resize=center.size))
+        scores = logits(images)
+        if first:
+            # 16 bits are finest near 0: there the largest logit goes, and probabilities stay the same.
+            scores -= scores.max(-1, keepdims=True)
+            corrupted[:, number] = scores.reshape(seeds, len(severities), count, classes)
+    if not first:
         return
-    for split, array in predictions.items():
-        write_array(f"predictions/{name}/{split}.npy", array)
-    score(name, load_split("data/test.safetensors").labels, corruptions, severities)
+    for part, array in {**clean, "corrupted": corrupted}.items():
+        write_array(f"predictions/{name}/{part}.npy", array)
+    labels = load_split("data/test.safetensors").labels
+    score(name, labels, names, severities, load_info("data/info.json").name == "imagenet")
     print(f"predictions/{name}, metrics/evaluate/{name}.json, metrics/evaluate/{name}.csv")
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from richkd import params
-from richkd.dataset import load_split
-from richkd.evaluation import score
+from richkd.dataset import load_info, load_split
+from richkd.evaluation import corrupted_sets, score, shifted_found
 from richkd.files import write_array
 from richkd.fusion import fuse_logits
 from stages import run
@@ -12,15 +12,18 @@ from stages import run
 
 def main() -> None:
     p = params.load("fusion.alpha", "corruptions.names", "corruptions.severities")
-    for split in ("validation", "test", "corrupted"):
+    for part in ("validation", "test", "corrupted", *(f"shifted/{key}" for key in shifted_found())):
         teacher, clip = (
-            np.load(f"predictions/{name}/{split}.npy") for name in ("teacher", "clip")
+            np.load(f"predictions/{name}/{part}.npy", mmap_mode="r") for name in ("teacher", "clip")
         )
-        # Mixed in 32 bits, saved as the parts are.
-        fused = fuse_logits(teacher.astype(np.float32), clip.astype(np.float32), p.fusion.alpha)
-        write_array(f"predictions/fused/{split}.npy", fused.astype(teacher.dtype))
-    labels = load_split("data/test.safetensors").labels
-    score("fused", labels, p.corruptions.names, p.corruptions.severities)
+        fused = np.empty_like(teacher)
+        for out, *logits in zip(fused[0], teacher[0], clip[0]):  # one seed; a corruption, or an image
+            # Mixed in 32 bits, saved as the parts are.
+            out[...] = fuse_logits(*(x.astype(np.float32) for x in logits), p.fusion.alpha)
+        write_array(f"predictions/fused/{part}.npy", fused)
+    labels, names = load_split("data/test.safetensors").labels, corrupted_sets(p.corruptions.names)
+    imagenet = load_info("data/info.json").name == "imagenet"
+    score("fused", labels, names, p.corruptions.severities, imagenet)
     print("predictions/fused, metrics/evaluate/fused.json, metrics/evaluate/fused.csv")
 
 

@@ -2,20 +2,24 @@
 
 import numpy as np
 
-from richkd import cifar, digits, params
+from richkd import cifar, digits, folder, params
 from richkd.dataset import Info, save_info, save_split
 from stages import run
 
 
 def main() -> None:
     dataset = params.load("dataset").dataset
-    prepare = digits.prepare if dataset.name == "digits" else cifar.prepare
-    splits, classes = prepare(dataset)
+    if isinstance(dataset, params.Folders):
+        splits, info = folder.prepare(dataset)
+    else:
+        prepare = digits.prepare if dataset.name == "digits" else cifar.prepare
+        splits, classes = prepare(dataset)
+        mean, std = statistics(splits["train"].images)
+        info = Info(name=dataset.name, classes=classes, mean=mean, std=std)
     for name, split in splits.items():
         save_split(f"data/{name}.safetensors", split)
-        print(f"data/{name}.safetensors: {len(split.labels)} images of {len(classes)} classes")
-    mean, std = statistics(splits["train"].images)
-    save_info("data/info.json", Info(name=dataset.name, classes=classes, mean=mean, std=std))
+        print(f"data/{name}.safetensors: {len(split.labels)} images of {len(info.classes)} classes")
+    save_info("data/info.json", info)
 
 
 def statistics(images: np.ndarray) -> tuple[list[float], list[float]]:

@@ -12,8 +12,8 @@ from stages import run
 def main() -> None:
     p = params.load(
         "dataset.captioned_images", "teacher", "clip", "student.arch", "fusion.alpha", "fusion.lam",
-        "baseline.variants", "distill.variants", "distill.seeds", "corruptions.source",
-        "calibration.threshold",
+        "baseline.variants", "distill.variants", "distill.seeds", "corruptions",
+        "cache.top_k", "calibration.threshold",
     )  # fmt: skip
     models = [*report.TEACHERS, *p.baseline.variants, *p.distill.variants]
     summary, runs = report.summarize(models), report.accuracies(models)

@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from richkd import distributed, engine, params, teachers, weights
+from richkd import distributed, engine, imagesets, params, teachers, weights
 from richkd.dataset import load_info, load_split
 from richkd.errors import InputError
 from richkd.files import write_json
 from richkd.metrics import summarize
 from richkd.objectives import Objective
 from richkd.training import TrainingData, train_seeds, write_curves
+from richkd.views import Center
 from stages import run
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     if distributed.rank() > 0:
         return
     if p.teacher.source != "train":
-        take(p.teacher, device, p.runtime.precision, recorded)
+        take(p.teacher, Center.of(p.views), device, p.runtime.precision, recorded)
     tested = accuracy("test", device, p.runtime.precision)
     write_json("metrics/teacher.json", {"test_accuracy": tested})
     print(f"the teacher, {p.teacher.arch}, is right on {100 * tested:.2f} % of the test images")
@@ -41,11 +42,17 @@ def main() -> None:
 
 
 def take(
-    teacher: params.Teacher, device: torch.device, precision: str, recorded: dict[str, Any]
+    teacher: params.Teacher,
+    center: Center | None,
+    device: torch.device,
+    precision: str,
+    recorded: dict[str, Any],
 ) -> None:
     """Write what `train_seeds` writes, of a teacher that is trained already."""
     info = load_info("data/info.json")
     found = teachers.obtain(teacher, len(info.classes))
+    if center and found.center:  # what it was published with, where files have to be cut
+        center = found.center
     shutil.rmtree("models/teacher", ignore_errors=True)
     record = {
         "kind": "classifier",
@@ -53,6 +60,7 @@ def take(
         "num_classes": len(info.classes),
         "mean": found.mean,
         "std": found.std,
+        "center": center and center._asdict(),
         "params": recorded,
         "data": found.data,
         **weights.provenance(torch.device("cpu")),
@@ -69,11 +77,10 @@ def take(
 def accuracy(split: str, device: torch.device, precision: str) -> float:
     """Of the saved teacher, read as the other stages read it."""
     (path,) = weights.paths("models/teacher")
-    model, mean, std = weights.load_classifier(path, device)
-    images, labels = load_split(f"data/{split}.safetensors")
-    inputs = engine.to_input(images, mean, std, device)
-    logits, _ = engine.predict(model, inputs, 500, precision)
-    return engine.accuracy(logits, torch.from_numpy(labels).to(device))
+    model, *look = weights.load_classifier(path, device)
+    images = load_split(f"data/{split}.safetensors")
+    logits, _ = engine.predict(model, imagesets.for_inference(images, *look, device), 500, precision)
+    return engine.accuracy(logits, torch.from_numpy(images.labels).to(device))
 
 
 if __name__ == "__main__":

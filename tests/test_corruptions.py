@@ -14,9 +14,13 @@ one standard deviation is 10 %.
 
 The streams that users get are compared with golden for every random corruption, image by image:
 each of the three figures lies within 4 standard deviations of our draws.
+
+Golden has CIFAR's constants. ImageNet's go through the same functions; what they bring that is new
+is checked against its definition, at 64x64 to be quick.
 """
 
 import functools
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +28,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
 
-from richkd.corruptions import BENCHMARK, EXTRA, corrupt
+from richkd.corruptions import BENCHMARK, CONSTANTS, EXTRA, blur, corrupt, defocus_blur, glass_blur
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "corruptions.npz"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -136,6 +142,8 @@ def test_names():
     assert len(BENCHMARK) == 15 and len(EXTRA) == 4
     assert set(ALL) <= set(golden())
     assert set(RANDOM) == {*REPLAYED, *DRAWS}
+    for constants in CONSTANTS.values():
+        assert tuple(constants) == ALL and {len(values) for values in constants.values()} == {5}
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -202,11 +210,12 @@ def test_chunks_join(name):
     assert not np.array_equal(whole[256:], corrupt(clean[:4], name, 2, 0))
 
 
+@pytest.mark.parametrize("constants", CONSTANTS)
 @pytest.mark.parametrize("n", [0, 1, 3])
 @pytest.mark.parametrize("name", ALL)
-def test_small_images(name, n):
+def test_small_images(name, n, constants):
     clean = images(n, 16, 16)
-    result = corrupt(clean, name, 5, seed=0)
+    result = corrupt(clean, name, 5, 0, constants)
     assert result.shape == clean.shape and result.dtype == np.uint8
     assert n == 0 or not np.array_equal(result, clean)
 
@@ -216,22 +225,145 @@ def test_small_images(name, n):
     name=st.sampled_from(ALL),
     severity=st.sampled_from(SEVERITIES),
     seed=st.integers(0, 2**40),
+    constants=st.sampled_from(sorted(CONSTANTS)),
     n=st.integers(0, 3),
     height=st.integers(16, 45),
     width=st.integers(16, 45),
     level=st.sampled_from([None, 0, 1, 255]),
 )
-def test_any_size_and_content(name, severity, seed, n, height, width, level):
+def test_any_size_and_content(name, severity, seed, constants, n, height, width, level):
     clean = images(n, height, width) if level is None else np.full((n, height, width, 3), level, np.uint8)
     with np.errstate(all="raise", under="ignore"):
-        result = corrupt(clean, name, severity, seed)
+        result = corrupt(clean, name, severity, seed, constants)
     assert result.shape == clean.shape and result.dtype == np.uint8
 
 
+@pytest.mark.parametrize("constants", CONSTANTS)
 @pytest.mark.parametrize("name", ["defocus_blur", "zoom_blur", "glass_blur", "elastic_transform", "motion_blur"])
-def test_blurs_and_warps_keep_a_flat_image(name):
+def test_blurs_and_warps_keep_a_flat_image(name, constants):
     flat = np.full((2, 20, 33, 3), 77, np.uint8)
-    assert np.abs(corrupt(flat, name, 5, seed=0).astype(int) - 77).max() <= 1
+    assert np.abs(corrupt(flat, name, 5, 0, constants).astype(int) - 77).max() <= 1
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("name", ALL)
+def test_imagenet(name, severity):
+    clean = images(3, 64, 64)
+    before = clean.copy()
+    result = corrupt(clean, name, severity, 7, "imagenet")
+    assert result.shape == clean.shape and result.dtype == np.uint8
+    np.testing.assert_array_equal(clean, before)
+    np.testing.assert_array_equal(result, corrupt(clean, name, severity, 7, "imagenet"))
+    np.testing.assert_array_equal(result[:2], corrupt(clean[:2], name, severity, 7, "imagenet"))
+
+
+def test_imagenet_chunks_join():
+    clean = images(6, 224, 224)
+    whole = corrupt(clean, "zoom_blur", 3, 0, "imagenet")
+    np.testing.assert_array_equal(whole[5:], corrupt(clean[5:], "zoom_blur", 3, 0, "imagenet"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "brightness", "contrast",
+        "gaussian_blur",
+    ],
+)  # fmt: skip
+def test_imagenet_severity_grows_the_change(name):
+    clean = images(4, 64, 64)
+    change = [
+        np.abs(corrupt(clean, name, severity, 0, "imagenet").astype(int) - clean).mean()
+        for severity in SEVERITIES
+    ]
+    assert (np.diff(change) > 0).all()
+
+
+def test_imagenet_gaussian_noise():
+    grey = np.full((4, 64, 64, 3), 128, np.uint8)
+    assert corrupt(grey, "gaussian_noise", 1, 0, "imagenet").std() == pytest.approx(0.08 * 255, rel=0.02)
+
+
+def test_imagenet_contrast():
+    clean = np.zeros((1, 64, 64, 3), np.uint8)
+    clean[:, :32] = 200
+    expected = np.where(clean == 200, 140, 60)  # 100 ± 0.4 · 100
+    np.testing.assert_array_equal(corrupt(clean, "contrast", 1, 0, "imagenet"), expected)
+
+
+def test_imagenet_brightness():
+    clean = np.tile(np.array([100, 50, 0], np.uint8), (1, 64, 64, 1))
+    result = corrupt(clean, "brightness", 1, 0, "imagenet")
+    np.testing.assert_array_equal(result, np.broadcast_to([125, 62, 0], clean.shape))
+
+
+def test_imagenet_fog():
+    """At 64 the image shows the whole fractal, its lowest point 0 and its highest 1."""
+    fogged = corrupt(np.full((1, 64, 64, 3), 200, np.uint8), "fog", 1, 0, "imagenet")
+    assert fogged.min() == int(200 * 200 / (200 + 1.5 * 255)) and fogged.max() in (199, 200)
+
+
+def test_imagenet_jpeg_compression():
+    clean, buffer = images(1, 64, 50), io.BytesIO()
+    Image.fromarray(clean[0]).save(buffer, "JPEG", quality=25)
+    result = corrupt(clean, "jpeg_compression", 1, 0, "imagenet")
+    np.testing.assert_array_equal(result[0], np.asarray(Image.open(buffer)))
+
+
+def test_imagenet_pixelate():
+    clean, box = images(1, 64, 50), Image.Resampling.BOX
+    expected = Image.fromarray(clean[0]).resize((30, 38), box).resize((50, 64), box)
+    result = corrupt(clean, "pixelate", 1, 0, "imagenet")
+    np.testing.assert_array_equal(result[0], np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "severity, last, step", [(1, 111, 1), (2, 115, 1), (3, 120, 2), (4, 124, 2), (5, 130, 3)]
+)
+def test_imagenet_zoom_blur(severity, last, step):
+    """Against scipy's zoom; the magnifications in per cent."""
+    clean = images(1, 64, 64)
+    layers = [clean[0].astype(float)]
+    for percent in range(100, last + 1, step):
+        crop = int(np.ceil(64 / (percent / 100)))
+        low = (64 - crop) // 2
+        inner = layers[0][low : low + crop, low : low + crop]
+        layer = ndimage.zoom(inner, (percent / 100, percent / 100, 1), order=1)
+        trim = (len(layer) - 64) // 2
+        layers.append(layer[trim : trim + 64, trim : trim + 64])
+    result = corrupt(clean, "zoom_blur", severity, 0, "imagenet")
+    assert np.abs(result[0].astype(int) - np.mean(layers, 0).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "severity, side, total", [(1, 7, 1), (2, 11, 1), (3, 15, 1), (4, 17, 1.013), (5, 21, 1.011)]
+)
+def test_imagenet_defocus_blur(severity, side, total):
+    """The kernel of a disk and, where it has room, a blurred rim; elsewhere the rim adds to the sum."""
+    spot = np.zeros((1, 64, 64, 3), np.float32)
+    spot[:, 32, 32] = 1
+    kernel = defocus_blur(spot, None, *CONSTANTS["imagenet"]["defocus_blur"][severity - 1])[0, :, :, 0]
+    assert kernel.sum() == pytest.approx(total, abs=0.0005)
+    rows = (kernel > 0).any(1).nonzero()[0]
+    assert (rows[0], rows[-1]) == (32 - side // 2, 32 + side // 2)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_imagenet_glass_blur(severity):
+    """Against the walk from the last pixel to the first, which copies."""
+    sigma, shift, passes = CONSTANTS["imagenet"]["glass_blur"][severity - 1]
+    clean = images(2, 24, 31).astype(np.float32)
+    result = glass_blur(clean, np.random.default_rng(0), sigma, shift, passes)
+    inner = 24 - 2 * shift, 31 - 2 * shift
+    offsets = np.random.default_rng(0).integers(-shift, shift, (2, passes, 2, *inner))
+    walked = np.floor(blur(clean, sigma))
+    for i in range(2):
+        for k in range(passes):
+            for h in range(24 - shift, shift, -1):
+                for w in range(31 - shift, shift, -1):
+                    down, right = offsets[i, k, :, h - shift - 1, w - shift - 1]
+                    walked[i, h, w] = walked[i, h + down, w + right]
+    np.testing.assert_array_equal(result, blur(walked, sigma))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +374,8 @@ def test_blurs_and_warps_keep_a_flat_image(name):
         (("fog", 6, 0), "severity must be 1, 2, 3, 4 or 5, got 6"),
         (("fog", "3", 0), "severity must be 1, 2, 3, 4 or 5, got '3'"),
         (("fog", 1, -1), "seed must not be negative, got -1"),
+        (("fog", 1, 0, "tiny"), "unknown constants 'tiny', allowed: cifar, imagenet"),
+        (("fog", 1, 0, None), "unknown constants None, allowed: cifar, imagenet"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -1,0 +1,33 @@
+"""Find the further test sets: what is at its path is checked, what is not is skipped."""
+
+import shutil
+
+import numpy as np
+
+from richkd import params, shifted
+from richkd.dataset import SHIFTED, load_info, save_split
+from richkd.files import write_json
+from stages import run
+
+
+def main() -> None:
+    p = params.load("shifted")
+    info = load_info("data/info.json")
+    shutil.rmtree(SHIFTED, ignore_errors=True)
+    found = {}
+    for name, path in p.shifted.items():
+        images = shifted.read(path, info)
+        if images is None:
+            where = path if isinstance(path, str) else ", ".join(path)
+            found[name] = {"skipped": f"nothing is at {where}"}
+            print(f"{name} is skipped: nothing is at {where}")
+            continue
+        save_split(SHIFTED / f"{name}.safetensors", images)
+        classes = np.unique(images.labels).tolist()
+        found[name] = {"images": len(images.labels), "classes": classes}
+        print(f"{name}: {len(images.labels)} images of {len(classes)} classes")
+    write_json(SHIFTED / "sets.json", found)
+
+
+if __name__ == "__main__":
+    run(main)
