@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from richkd import devices
 from richkd.errors import InputError
 
 PATIENCE = timedelta(days=1)  # building a cache, processes meet at its ends alone
@@ -23,16 +24,22 @@ PATIENCE = timedelta(days=1)  # building a cache, processes meet at its ends alo
 def start(device: torch.device) -> torch.device:
     """Join the processes that torchrun started, if it did; this one's device of that type.
 
-    Raises InputError where a machine has fewer CUDA devices than processes.
+    On its own a process takes a GPU that no other has (`richkd.devices`); those that torchrun started
+    take all from the first on. Raises InputError where a machine has fewer CUDA devices than these.
     """
-    local = int(os.environ.get("LOCAL_RANK", 0))
     if device.type == "cuda":
-        if local >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        local = os.environ.get("LOCAL_RANK")
+        if local is None:
+            names = (torch.cuda.get_device_properties(index).uuid for index in range(count))
+            device = torch.device("cuda", devices.take(tuple(map(str, names))))
+        elif int(local) < count:
+            device = torch.device("cuda", int(local))
+        else:
             raise InputError(
-                f"process {local + 1} of this machine finds only {torch.cuda.device_count()} CUDA "
-                "devices: start as many as there are, or set runtime.device to cpu"
+                f"process {int(local) + 1} of this machine finds only {count} CUDA devices: start as "
+                "many as there are, or set runtime.device to cpu"
             )
-        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if sys.platform == "linux":  # not to write on where the one that started them was killed

@@ -119,8 +119,10 @@ class Run:
         if self.stream:  # the current one, while others made what is here
             self.stream.wait_stream(torch.cuda.default_stream(self.data.device))
         first, epochs = len(self.history), self.training.epochs
-        progress = tqdm(range(first, epochs), self.title, epochs, initial=first, unit="epoch")
-        for epoch in progress:
+        progress = tqdm(
+            desc=self.title, total=epochs * self.steps, initial=first * self.steps, unit="step"
+        )
+        for epoch in range(first, epochs):
             batches = self._batches(epoch)
             for source in (self.data, *self.tables):
                 source.start(batches)
@@ -129,8 +131,10 @@ class Run:
                     source.advance()
                 self._launch(ids, view_ids)
                 self.parts["scheduler"].step()
+                progress.update()
                 yield
             self._finish(epoch, sum(len(ids) for ids, _ in batches), progress)
+        progress.close()
 
     def _batches(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
         """Image ids and view ids of every batch of an epoch, this process's share of them."""

@@ -1,6 +1,7 @@
 """One script a stage, in pipeline order; each reads its params, calls richkd, writes its outputs."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -14,8 +15,9 @@ if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks 
 def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> None:
     """Run a stage, with the one of `choices` that the command line names if there are any.
 
-    Bad input is one line and exit code 1. A `parallel` stage may run under torchrun; the
-    environment variable RICHKD_PROCESSES starts as many processes of it on this machine.
+    Bad input is one line and exit code 1. A `parallel` stage may run under torchrun. RICHKD_PROCESSES
+    in the environment starts as many processes of it on this machine; RICHKD_LAUNCH is the command
+    that starts them in any other way, on several machines say: `torchrun --nnodes 2 …`.
     """
     words = sys.argv[1:]
     try:
@@ -29,13 +31,22 @@ def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> Non
             if os.environ["RANK"] != "0":
                 sys.stdout = open(os.devnull, "w")
             main(*words)
-        elif parallel and int(wanted) > 1:
+        elif parallel and (command := os.environ.get("RICHKD_LAUNCH")):
             params.load()  # what is wrong there is said once, before there are many
+            command = shlex.split(command)
+            os.execvp(command[0], [*command, "-m", module(), *words])
+        elif parallel and int(wanted) > 1:
+            params.load()
             launch(int(wanted), words)
         else:
             main(*words)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def module() -> str:
+    """What `python -m` was told to run."""
+    return sys.modules["__main__"].__spec__.name
 
 
 def launch(processes: int, words: list[str]) -> None:
@@ -54,9 +65,8 @@ def launch(processes: int, words: list[str]) -> None:
         local_addr="localhost",
         max_restarts=0,
     )
-    module = sys.modules["__main__"].__spec__.name
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", module, *words)
+        elastic_launch(config, sys.executable)("-u", "-m", module(), *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         sys.exit(f"error: process {rank} of {processes} ended with exit code {failure.exitcode}")
