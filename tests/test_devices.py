@@ -34,8 +34,8 @@ def start(tmp_path):
 
     yield start
     for job in jobs:
-        job.kill()
-        job.wait()
+        with job:  # closes its pipes
+            job.kill()
 
 
 def line(job):
