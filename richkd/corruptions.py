@@ -12,10 +12,10 @@ contrast, skewness and grain of those photographs. Randomness: our own streams, 
 corruption agrees with the benchmark in distribution and not pixel by pixel. JPEG: the files of
 ImageNet-C were saved with quality 85 after every corruption; the results here are not compressed.
 
-On one thread (AMD EPYC, scipy 1.17), with less than 100 MiB beside input and output: all 95 sets of
-10,000 images of 32x32 take 79 s, and 0.9 s an image of 224x224. elastic_transform is the slowest,
-0.3 ms an image of 32x32 and 46 ms of 224x224, where its severity 1 takes 120 ms: a Gaussian that is
-wider than the image.
+On one thread (AMD EPYC, scipy 1.17), with less than 100 MiB beside input and output, all 95 sets of
+10,000 images of 32x32 take 79 s, and all 95 of an image of 224x224 take 0.9 s. elastic_transform is
+the slowest: 0.3 ms an image of 32x32; 46 ms one of 224x224, and 120 ms at severity 1, where its
+Gaussian is wider than the image.
 
 Inside this module images are float32 in grey levels, 0 to 255, so that a pixel which a corruption
 leaves alone survives the final truncation (which the benchmark does too, hence no rounding).
