@@ -18,6 +18,7 @@ check: .venv/installed
 # Our speed beside plain baselines: tables, and metrics/bench/*.json. Wants the machine to itself.
 bench: .venv/installed
 	$(WITH_VENV) python -m bench.input
+	$(WITH_VENV) python -m bench.files
 	$(WITH_VENV) python -m bench.crd
 	$(WITH_VENV) python -m bench.step
 	$(WITH_VENV) python -m bench.cache

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-for name in input crd step cache scaling epoch; do
+for name in input files crd step cache scaling epoch; do
     echo "--- $name"
     python -m bench.$name
 done
