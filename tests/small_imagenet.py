@@ -17,7 +17,7 @@ def params(root: Path, teacher: Path, **sections: object) -> dict:
     p = yaml.safe_load(PRESET.read_text())
     p["dataset"] |= {
         "root": str(root), "classes": WNIDS, "expect_train": None, "expect_val": None,
-        "unreadable": 1, "validation": 40, "captioned_images": 200,
+        "unreadable": 1, "validation": 39, "captioned_images": 200,
     }  # fmt: skip
     p["views"] |= {"size": 48, "resize": 56, "scale": [0.5, 1.0]}
     p["runtime"]["precision"] = "fp32"
@@ -30,12 +30,17 @@ def params(root: Path, teacher: Path, **sections: object) -> dict:
     p["clip"]["training"] |= {"captions": prompts, "steps": 40}
     p["clip"] |= {"prompts": prompts}
     p["cache"] |= {"top_k": 5, "batch_size": 20}
-    p["student"] |= {"epochs": 2, "batch_size": 40, "lr": 0.02, "milestones": [1]}
+    # So small a rate that rounding does not grow: then metrics of one process and of two can be compared.
+    p["student"] |= {"arch": "resnet8", "epochs": 3, "batch_size": 40, "lr": 0.0005, "milestones": [2]}
+    p["distill"]["feature_weight"] = 0.1
     p["crd"] |= {"dim": 16, "num_negatives": 64}
     p["baseline"]["variants"], p["distill"]["variants"] = ["kd"], ["LF"]
     p["corruptions"] |= {"names": ["gaussian_noise", "fog"], "severities": [3]}
     p["corruptions"] |= {"path": str(root.parent / "imagenet-c")}
-    p["shifted"] = {}
+    p["shifted"] = {
+        "imagenet_v2": str(root.parent / "v2"), "imagenet_r": str(root.parent / "r"),
+        "imagenet_a": str(root.parent / "a"),
+    }  # fmt: skip
     p["evaluate"] = {"models": ["teacher", "clip", "kd", "LF"], "batch_size": 50}
     return p | sections
 

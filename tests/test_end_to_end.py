@@ -22,7 +22,11 @@ from richkd import models
 from serving import Answer
 
 REPOSITORY = Path(__file__).parents[1]
-STUDENTS = ("kd", "L", "LF")  # LF has all that F has
+STUDENTS = ("kd", "LF")  # LF has all that L and F have
+FOLLOW_FROM_ALPHA = {
+    "fusion", "evaluate_fused", "calibrate_fused", "report",
+    "distill@LF", "evaluate@LF", "calibrate@LF",
+}  # fmt: skip
 # On the CPU, which gives the same bits again, and has room for several processes.
 ENVIRONMENT = {
     **os.environ,
@@ -40,10 +44,15 @@ def clone(to: Path) -> Path:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, to / name)
     command(to, "python", "-m", "richkd", "preset", "smoke")
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
-        command(to, *git, *arguments)
+    command(to, "git", "init", "-q")
+    commit(to, "clone")
     return to
+
+
+def commit(folder: Path, message: str) -> None:
+    command(folder, "git", "add", "-A")
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    command(folder, "git", *who, "commit", "-q", "-m", message)
 
 
 def command(folder: Path, *words: str) -> str:
@@ -98,9 +107,18 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(reproduced: Path) -> dict[str, str]:
+def committed(reproduced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it, before another test changes a parameter, with its results in git."""
+    folder = tmp_path_factory.mktemp("committed") / "clone"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    commit(folder, "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(committed: Path) -> dict[str, str]:
     """The students' hashes, before another test changes a parameter."""
-    return students(reproduced)
+    return students(committed)
 
 
 def test_everything_is_there(reproduced: Path, unbroken: dict[str, str]) -> None:
@@ -114,8 +132,8 @@ def test_everything_is_there(reproduced: Path, unbroken: dict[str, str]) -> None
     assert not list((reproduced / ".resume").iterdir())
 
 
-def test_two_processes_do_the_work_of_one(reproduced: Path, tmp_path: Path, monkeypatch) -> None:
-    """The same bytes of caches and logits; a rank that dies ends the run, and the next resumes."""
+def test_one_of_two_processes_dies(reproduced: Path, tmp_path: Path, monkeypatch) -> None:
+    """A rank that dies ends the run, and the next resumes to the bytes of an unbroken one."""
     for name, value in (("OMP_NUM_THREADS", "1"), ("GLOO_SOCKET_IFNAME", "lo")):
         monkeypatch.setitem(ENVIRONMENT, name, value)
     folder = tmp_path / "copy"
@@ -124,17 +142,6 @@ def test_two_processes_do_the_work_of_one(reproduced: Path, tmp_path: Path, monk
 
     def content(name: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (folder / name).iterdir()}
-
-    made = ("cache/teacher", ["stages.cache", "teacher"]), ("predictions/kd", ["stages.evaluate", "kd"])
-    alone = {}
-    for name, words in made:
-        assert stage(folder, *words).returncode == 0
-        alone[name] = content(name)
-    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1", "-m"]
-    for name, words in made:
-        result = stage(folder, *torchrun, *words)
-        assert result.returncode == 0, result.stderr
-        assert content(name) == alone[name]
 
     monkeypatch.setitem(ENVIRONMENT, "RICHKD_PROCESSES", "2")
     run = subprocess.Popen(
@@ -199,12 +206,37 @@ def test_a_fresh_clone_agrees_without_the_data(reproduced: Path, tmp_path: Path)
 
 def test_alpha_reruns_what_follows_from_it(reproduced: Path, unbroken: dict[str, str]) -> None:
     output = command(reproduced, "dvc", "exp", "run", "-S", "fusion.alpha=0.25")
-    distilled = [f"{name}@{variant}" for name in ("distill", "evaluate", "calibrate")
-                 for variant in ("L", "LF")]  # fmt: skip
-    also = ["fusion", "evaluate_fused", "calibrate_fused", "report"]
-    assert stages_run(output) == {*distilled, *also}
+    assert stages_run(output) == FOLLOW_FROM_ALPHA
     changed = {path for path, hash in students(reproduced).items() if hash != unbroken[path]}
-    assert changed == {f"models/{v}/seed{s}.safetensors" for v in ("L", "LF") for s in (0, 1)}
+    assert changed == {f"models/LF/seed{seed}.safetensors" for seed in (0, 1)}
+
+
+def test_jobs_of_a_sweep_take_the_caches_there_are(committed: Path) -> None:
+    command(committed, "dvc", "exp", "run", "--queue", "-S", "fusion.alpha=range(0.1,0.3,0.1)")
+    command(committed, "dvc", "queue", "start", "--jobs", "2")
+    deadline = time.monotonic() + 300
+    while (status := command(committed, "dvc", "queue", "status")).count("Success") < 2:
+        assert "Failed" not in status and time.monotonic() < deadline, status
+        time.sleep(1)
+    for job in re.findall(r"^(\w+).*Success", status, re.MULTILINE):
+        log = command(committed, "dvc", "queue", "logs", job)
+        assert stages_run(log) == FOLLOW_FROM_ALPHA
+        assert {"cache@teacher", "cache@clip"} <= set(re.findall(r"Stage '(.+?)' didn't change", log))
+
+
+def test_after_a_pull_there_is_nothing_to_do(committed: Path, tmp_path: Path) -> None:
+    """A folder as the remote: push, a fresh clone, pull, and repro runs nothing."""
+    (tmp_path / "remote").mkdir()
+    command(committed, "dvc", "remote", "add", "-d", "storage", str(tmp_path / "remote"))
+    commit(committed, "remote")
+    command(committed, "dvc", "push")
+    command(tmp_path, "git", "clone", "-q", str(committed), "clone")
+    clone = tmp_path / "clone"
+    assert not (clone / "cache").exists()
+    command(clone, "dvc", "pull")
+    output = command(clone, "dvc", "repro")
+    assert stages_run(output) == set() and "Data and pipelines are up to date." in output
+    assert command(clone, "git", "status", "--porcelain") == ""
 
 
 def test_another_bound_is_no_other_teacher(reproduced: Path) -> None:
@@ -299,8 +331,8 @@ def test_killed_and_run_again_ends_the_same(tmp_path: Path, unbroken: dict[str, 
 
     moments = [
         ("models/clip/seed0.safetensors", "clip.pt"),
-        ("cache/teacher/cache.json", "cache-teacher/logits.npy"),
-        ("models/L/seed1.safetensors", "L-seed1.pt"),
+        ("cache/teacher/cache.json", "cache-teacher/logits-000.npy"),
+        ("models/LF/seed1.safetensors", "LF-seed1.pt"),
     ]
     for output, sign in moments:
         with open(log, "w") as file:
@@ -315,7 +347,7 @@ def test_killed_and_run_again_ends_the_same(tmp_path: Path, unbroken: dict[str, 
             run.wait()
         assert not (folder / output).exists(), f"{output} was done before the kill"
     final = command(folder, "dvc", "repro")
-    assert "going on from .resume/L-seed1.pt" in final
+    assert "going on from .resume/LF-seed1.pt" in final
     assert students(folder) == unbroken
 
 

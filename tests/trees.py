@@ -56,6 +56,26 @@ def odd(folder: Path, wnid: str, rng: np.random.Generator) -> None:
     (folder / f"{wnid}_4.JPEG").write_bytes(content[: len(content) // 2])
 
 
+def corrupted(root: Path, source: Path, names: list[str], severities: list[int], side: int) -> None:
+    """ImageNet-C's folders, of the validation images at `source` cut to `side`; darker the worse."""
+    for path in (source / "val").glob("*/*"):
+        image = Image.open(path).convert("RGB").resize((side, side))
+        for name in names:
+            for severity in severities:
+                folder = root / name / str(severity) / path.parent.name
+                folder.mkdir(parents=True, exist_ok=True)
+                image.point(lambda level: level * (6 - severity) // 6).save(folder / path.name)
+
+
+def shifted(root: Path, folders: dict[str, int], count: int = 3) -> None:
+    """`<folder>/` for each with so many images of its class."""
+    rng = np.random.default_rng(5)
+    for folder, label in folders.items():
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            photograph(label, rng).save(root / folder / f"{i}.png")
+
+
 def flatten_validation(root: Path) -> None:
     """The validation images side by side, in a shuffled order, with a devkit as ImageNet's."""
     from scipy.io import savemat

@@ -1,0 +1,141 @@
+"""The pipeline on images in files: a tree such as ImageNet's, whole, in two processes, killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from timm.data import ImageNetInfo
+
+import small_imagenet
+import trees
+from test_end_to_end import ENVIRONMENT, clone, command, stage
+
+TORCHRUN = "torchrun --standalone --nproc-per-node 2 --local-addr 127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`dvc repro` of everything, by one process with one thread."""
+    base = tmp_path_factory.mktemp("imagenet")
+    tree = trees.imagenet(base / "tree")
+    trees.corrupted(base / "imagenet-c", tree, ["gaussian_noise", "fog"], [3], 48)
+    number = {wnid: str(i) for i, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    trees.shifted(base / "v2", {number[wnid]: i for i, wnid in enumerate(trees.WNIDS)} | {"999": 0})
+    trees.shifted(base / "r", {wnid: i for i, wnid in enumerate(trees.WNIDS[:7])})
+    folder = clone(base / "clone")
+    params = small_imagenet.params(tree, small_imagenet.random_teacher(base / "teacher.pt"))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "1")
+        began = time.monotonic()
+        command(folder, "dvc", "repro")
+    print(f"dvc repro took {time.monotonic() - began:.0f} s")
+    return folder
+
+
+@pytest.fixture
+def copy(alone: Path, tmp_path: Path, monkeypatch) -> Path:
+    """To run stages in again, with one thread a process."""
+    for name, value in (("OMP_NUM_THREADS", "1"), ("GLOO_SOCKET_IFNAME", "lo")):
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    return Path(shutil.copytree(alone, tmp_path / "copy"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below, by its path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def scores(folder: Path, model: str) -> dict[str, dict[str, float]]:
+    paths = [folder / f"metrics/{name}/{model}.json" for name in ("train", "evaluate", "calibrate")]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def numbers(values) -> list[float]:
+    if isinstance(values, dict | list):
+        return [x for part in (values.values() if isinstance(values, dict) else values) for x in numbers(part)]
+    return [values]
+
+
+def test_from_files_to_report(alone: Path) -> None:
+    info = json.loads((alone / "data/info.json").read_text())
+    assert info["folders"] == trees.WNIDS and info["classes"][0] == "tench"
+    assert info["unreadable"] == ["train/n01440764/n01440764_4.JPEG"]
+    summary = json.loads((alone / "metrics/summary.json").read_text())
+    assert set(summary) == {"teacher", "clip", "fused", "kd", "LF"}
+    for values in summary.values():
+        assert {"top1", "corrupted_top1", "ece", "shifted_imagenet_v2", "shifted_imagenet_r"} <= set(values)
+        assert "shifted_imagenet_a" not in values
+        assert "mce" not in values  # two corruptions and one severity are not the benchmark
+    assert summary["clip"]["top1"] > 0.15  # chance is 0.05
+    page = (alone / "report/index.html").read_text()
+    assert "imagenet_v2" in page and "imagenet_a was not run: nothing is at" in page
+    assert "published ImageNet-C" in page and "n01440764_4.JPEG" in page
+    tables = {path.name for path in (alone / "cache/teacher").iterdir()}
+    assert tables == {"cache.json", "validation.npy"}  # it runs along
+
+
+def test_two_processes_give_the_same_and_go_on_when_one_dies(alone: Path, copy: Path, monkeypatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "RICHKD_LAUNCH", f"{TORCHRUN} --max-restarts 1")
+    for made, *words in (
+        ("data", "stages.prepare"),
+        ("cache/clip", "stages.cache", "clip"),
+        ("predictions/clip", "stages.evaluate", "clip"),
+    ):
+        result = stage(copy, *words)
+        assert result.returncode == 0, result.stderr
+        assert content(copy / made) == content(alone / made)
+
+    run = subprocess.Popen(
+        [sys.executable, "-m", "stages.distill", "LF"], cwd=copy, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    while not (copy / ".resume/LF-seed0.pt").exists():
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.01)
+    (victim,) = (x for x in psutil.Process(run.pid).children() if x.environ()["RANK"] == "1")
+    victim.kill()
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said  # torchrun started both again
+    assert "going on from .resume/LF-seed0.pt" in said
+    for words in (["stages.evaluate", "LF"], ["stages.calibrate", "LF"]):
+        assert stage(copy, *words).returncode == 0
+    assert numbers(scores(copy, "LF")) == pytest.approx(numbers(scores(alone, "LF")), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "made", "sign"),
+    [
+        (["stages.cache", "clip"], "cache/clip", "cache-clip/done"),
+        (["stages.distill", "LF"], "models/LF", "LF-seed0.pt"),
+    ],
+)
+def test_killed_at_random_it_goes_on_to_the_same_end(
+    alone: Path, copy: Path, words: list[str], made: str, sign: str
+) -> None:
+    shutil.rmtree(copy / made)
+    run = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=copy, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not (copy / ".resume" / sign).exists():
+        assert run.poll() is None
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.3))
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not (copy / made).exists()
+    result = stage(copy, *words)
+    assert result.returncode == 0, result.stderr
+    assert "going on from" in result.stdout
+    assert content(copy / made) == content(alone / made)
