@@ -77,7 +77,7 @@ class Table:
         return self.parts["features"].shape[-1]
 
     def logits(self, ids: Tensor, view_ids: Tensor) -> Tensor:
-        """(B, C) float32 for images `ids` (B,) in views `view_ids` (B,)."""
+        """(B, C) float32 for images `ids` (B,) in views `view_ids` (B,), up to a constant a row."""
         rows = self._lookup("logits", ids, view_ids).float()
         if "classes" not in self.parts:
             return rows
@@ -185,7 +185,7 @@ class Online(Table):
         self.loaded, self.data = loaded, data
         self.output: ModelOutput | None = None
         if data is not None:  # the batch is normalised for the student
-            mean, std = (torch.tensor(x, device=data.device) for x in loaded[1:3])
+            mean, std = (torch.tensor(x, device=data.device) for x in (loaded.mean, loaded.std))
             own_mean, own_std = (torch.tensor(x, device=data.device) for x in (data.mean, data.std))
             self.scale = (own_std / std).view(3, 1, 1)
             self.shift = ((own_mean - mean) / std).view(3, 1, 1)
@@ -223,17 +223,20 @@ def place(
     mapped.
     """
     size = sum(x.nbytes for part in shards.values() for x in part)
-    if device.type == "cuda":
-        whole = size <= free_memory(device) / 2
-    else:
+    if device.type == "cpu":
         whole = all(len(part) == 1 for part in shards.values())
+    else:
+        whole = size <= free_memory(device) / 2
     if not whole:
         return Streamed(shards, images if views > 1 else None, device, num_classes)
     parts = {}
     for name, (first, *more) in shards.items():
-        table = first.to(device)
-        if more:
-            table = torch.cat([table, *(x.to(device) for x in more)])
+        if more:  # not torch.cat, which takes as much memory again
+            table = first.new_empty(views * images, first.shape[-1], device=device)
+            for rows, shard in zip(table.split(len(first)), shards[name]):
+                rows.copy_(shard)
+        else:
+            table = first.to(device)
         parts[name] = table.view(views, images, -1)
     return Table(**parts, num_classes=num_classes)
 
@@ -282,7 +285,7 @@ def of(
     if top_k and "logits" in parts:
         parts = [*parts, "classes"]
     # Mapped: what a CPU never looks up takes no memory.
-    shards = {part: _open(folder, part, "c") for part in parts}
+    shards = {part: _open(folder, part) for part in parts}
     shape = made_from["shape"]
     tensors = {part: [torch.from_numpy(x) for x in arrays] for part, arrays in shards.items()}
     table = place(tensors, shape["views"], shape["images"], device, shape["classes"])
@@ -292,10 +295,10 @@ def of(
     return table
 
 
-def _open(folder: Path, part: str, mode: str) -> list[np.ndarray]:
-    """The shards of a part, mapped."""
-    paths = sorted(folder.glob(f"{part}-*.npy"))
-    return [np.load(path, mmap_mode=mode) for path in paths]
+def _open(folder: Path, part: str) -> list[np.ndarray]:
+    """The shards of a part in order, mapped."""
+    paths = sorted(folder.glob(f"{part}-*.npy"), key=lambda path: int(path.stem.split("-")[1]))
+    return [np.load(path, mmap_mode="c") for path in paths]
 
 
 def _short(value: Any) -> str:
@@ -333,7 +336,9 @@ class _Part:
         while len(rows):
             shard, within = divmod(start, self.lengths[0])
             part = rows[: self.lengths[shard] - within]
-            os.pwrite(self.files[shard], part.tobytes(), HEADER + within * self.row)
+            written = os.pwrite(self.files[shard], part.tobytes(), HEADER + within * self.row)
+            if written < part.nbytes:  # a full disk, where space could not be taken before
+                raise InputError(f"{self.paths[shard]} could not be written")
             start, rows = start + len(part), rows[len(part) :]
 
     def flush(self) -> None:

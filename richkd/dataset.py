@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -26,8 +27,9 @@ class Split(NamedTuple):
 class Manifest(NamedTuple):
     """Images in files that stay where they are: `paths`, N of them, below `root`.
 
-    Labels int64 (N,); sizes int32 (N, 2), width and height as they are looked at; bytes int64 (N,);
-    plain bool (N,), whether it is an upright JPEG in RGB or grey, which a GPU can decode.
+    Labels int64 (N,); sizes int32 (N, 2), width and height as they are looked at, and bytes int64
+    (N,), by which other files make another data set; plain bool (N,), whether it is an upright JPEG
+    in RGB or grey, which a GPU can decode.
     """
 
     root: str
@@ -56,6 +58,20 @@ class Info:
     std: list[float]
     folders: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def whole_imagenet(self) -> bool:
+        """Whether figures published for ImageNet's 1,000 classes are to be held against it."""
+        return self.name == "imagenet" and len(self.classes) == 1000
+
+
+def picture(path: Path | str) -> Image.Image:
+    """An image file as it is looked at: upright, in RGB; its first frame."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
 
 
 def save_split(path: Path | str, split: Split | Manifest) -> None:

@@ -87,7 +87,7 @@ def score(
     """Write `metrics/evaluate/<name>.json` and `.csv`, accuracy by corruption and severity.
 
     `labels` (N,) are the test images', `corruptions` come from `corrupted_sets`. With all corruptions
-    of ImageNet at all severities the mean corruption error is there, too.
+    at all severities of the whole of `imagenet` the mean corruption error is there, too.
     """
     folder = Path("predictions") / name
     clean = np.load(folder / "test.npy")

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2 import functional as TF
 from torchvision.transforms.v2 import InterpolationMode
 
 from richkd import params
-from richkd.dataset import Manifest, Split
+from richkd.dataset import Manifest, Split, picture
 from richkd.engine import ResidentSet, normalise, to_input
 from richkd.errors import InputError, one_line
 from richkd.views import Center, RandomResizedCrop, Views
@@ -31,12 +31,13 @@ AHEAD = 4  # batches that are read while the device works on the one before
 def decode(path: Path | str) -> Tensor:
     """RGB uint8 (3, H, W), upright; InputError names a file that is broken."""
     try:
-        image = decode_image(read_file(str(path)), ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
+        content = read_file(str(path))
+        if content[:2].tolist() == [0xFF, 0xD8]:
+            return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
+        # PIL, since a broken PNG makes torchvision 0.29 end the process.
+        return torch.from_numpy(np.array(picture(path))).permute(2, 0, 1)
+    except Exception as error:  # what is raised depends on where it is broken
         raise InputError(f"{path} cannot be decoded: {one_line(error)}") from None
-    if image.dtype == torch.uint16:
-        image = (image.int() >> 8).byte()
-    return image
 
 
 def cut_center(image: Tensor, center: Center) -> Tensor:
@@ -145,7 +146,7 @@ class FileSet:
             pixels = pixels.to(self.device, non_blocking=True)
             try:
                 images = decode_jpeg(list(encoded.values()), ImageReadMode.RGB, self.device)
-            except RuntimeError:  # one that the GPU cannot decode, or that is broken
+            except (RuntimeError, ValueError):  # one it cannot decode, one that is broken; or there is none
                 images = [decode(self._path(batch[slot][0])).to(self.device) for slot in encoded]
             for slot, image in zip(encoded, images):
                 pixels[slot] = self._cut(image, *batch[slot])
@@ -187,7 +188,7 @@ class Pixels:
 
     def split(self, batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(self), batch_size):
-            part = np.ascontiguousarray(self.images[start : start + batch_size])
+            part = self.images[start : start + batch_size].copy()  # torch warns of what is mapped
             yield to_input(part, self.mean, self.std, self.device)
 
 

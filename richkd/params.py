@@ -432,8 +432,8 @@ class Params:
         allowed = CORRUPTION_SOURCES[self.dataset.name]
         if self.corruptions.source not in allowed:
             raise InputError(
-                f"corruptions.source is {self.corruptions.source!r}: must be {' or '.join(allowed)} "
-                f"for {self.dataset.name}"
+                f"corruptions.source is {self.corruptions.source!r}: must be "
+                f"{' or '.join(map(repr, allowed))} for {self.dataset.name}"
             )
         trained = ["teacher", "clip", *self.baseline.variants, *self.distill.variants]
         if set(trained) != set(self.evaluate.models):
@@ -441,7 +441,6 @@ class Params:
                 f"evaluate.models is {list(self.evaluate.models)}: must be {trained}, the teachers "
                 "and what baseline.variants and distill.variants train"
             )
-
 
     def _check_files(self) -> None:
         """What goes with images in files, and what with those in arrays."""

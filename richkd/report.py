@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import safe_open
 from scipy.special import softmax
 
 from richkd import plots
-from richkd.dataset import Manifest, Split, load_info, load_split
+from richkd.dataset import Manifest, Split, load_info, load_split, picture
 from richkd.evaluation import shifted_found, shifted_sets
 from richkd.files import read_json
 
@@ -255,7 +255,7 @@ def _examples(
             rows.append((model, answer, bool(correct[model][index]), f"{100 * confidence:.0f} %"))
         cards.append(
             {
-                "image": picture(test, index),
+                "image": picture_uri(test, index),
                 "index": index,
                 "truth": classes[test.labels[index]],
                 "kind": kind,
@@ -472,13 +472,12 @@ def svg_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def picture(test: Split | Manifest, index: int) -> str:
+def picture_uri(test: Split | Manifest, index: int) -> str:
     """A test image, a file's at most 192 pixels wide and high."""
     if isinstance(test, Split):
         image = Image.fromarray(test.images[index])
     else:
-        with Image.open(Path(test.root, test.paths[index])) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+        image = picture(Path(test.root, test.paths[index]))
         image.thumbnail((192, 192))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

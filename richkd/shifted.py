@@ -31,8 +31,8 @@ def read(path: str | Sequence[str], info: Info) -> Split | Manifest | None:
 
 def _arrays(images: str, labels: str, info: Info) -> Split:
     try:
-        split = Split(*(np.load(x, allow_pickle=False) for x in (images, labels)))
-    except (ValueError, EOFError) as error:
+        split = Split(*(np.lib.format.open_memmap(x, mode="r") for x in (images, labels)))
+    except Exception as error:  # what numpy raises depends on where the file ends
         raise InputError(f"{images}, {labels}: not both arrays, or not whole: {error}") from None
     pixels, truth = split
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from richkd import cifar_c, download, imagenet_c, params
 from richkd.corruptions import corrupt
-from richkd.dataset import CORRUPTED, Manifest, Split, load_info, load_split, save_split
+from richkd.dataset import CORRUPTED, Manifest, Split, load_info, load_split, picture, save_split
 from richkd.errors import InputError
 from richkd.files import replacing, write_array
 from stages import run
@@ -75,11 +75,10 @@ def centers(test: Manifest, views: params.Views) -> Split:
     """The middles of the test images as arrays, as ImageNet-C was made of them."""
     images = []
     for path in tqdm(test.paths, "centers", unit="image"):
-        with Image.open(Path(test.root, path)) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-        scale = views.resize / min(image.size)
-        width, height = (max(views.resize, round(scale * side)) for side in image.size)
-        left, top = (width - views.size) // 2, (height - views.size) // 2
+        image = picture(Path(test.root, path))
+        # Rounded as torchvision does: the middle is that of the images that are not corrupted.
+        width, height = (views.resize * side // min(image.size) for side in image.size)
+        left, top = round((width - views.size) / 2), round((height - views.size) / 2)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         images.append(np.asarray(image.crop((left, top, left + views.size, top + views.size))))
     return Split(np.stack(images), test.labels)

@@ -59,7 +59,7 @@ def main(name: str) -> None:
     for part, array in {**clean, "corrupted": corrupted}.items():
         write_array(f"predictions/{name}/{part}.npy", array)
     labels = load_split("data/test.safetensors").labels
-    score(name, labels, names, severities, load_info("data/info.json").name == "imagenet")
+    score(name, labels, names, severities, load_info("data/info.json").whole_imagenet)
     print(f"predictions/{name}, metrics/evaluate/{name}.json, metrics/evaluate/{name}.csv")
 
 

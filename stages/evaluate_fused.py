@@ -22,7 +22,7 @@ def main() -> None:
             out[...] = fuse_logits(*(x.astype(np.float32) for x in logits), p.fusion.alpha)
         write_array(f"predictions/fused/{part}.npy", fused)
     labels, names = load_split("data/test.safetensors").labels, corrupted_sets(p.corruptions.names)
-    imagenet = load_info("data/info.json").name == "imagenet"
+    imagenet = load_info("data/info.json").whole_imagenet
     score("fused", labels, names, p.corruptions.severities, imagenet)
     print("predictions/fused, metrics/evaluate/fused.json, metrics/evaluate/fused.csv")
 

@@ -21,6 +21,9 @@ from richkd.views import Views
 
 TINY = {
     "input": {"images": 40, "batch_size": 8, "batches": 3, "workers": 2, "repeats": 2},
+    "files": {
+        "images": 12, "side": 80, "size": 32, "batch_size": 4, "workers": 1, "repeats": 2,
+    },
     "crd": {"samples": 60, "negatives": 8, "batch_size": 4, "dim": 4, "classes": 5, "repeats": 2},
     "scaling": {
         "base": {"samples": 60, "batch_size": 4, "classes": 5, "negatives": 8},

@@ -20,6 +20,7 @@ from richkd.engine import predict, to_input
 from richkd.errors import InputError
 from richkd.params import ClipTowers, ClipTraining
 from richkd.resume import Checkpoint
+from richkd.views import Center
 from serving import Answer
 
 CPU = torch.device("cpu")
@@ -121,10 +122,11 @@ def test_logits_are_the_scale_times_the_cosine(pixels):
     assert logits.shape == (22, 4) and features.shape == (22, 16)
 
 
-def save(model, path):
+def save(model, path, center=None):
     record = {
         "kind": "clip", "model": params.to_dict(CONFIG), "quick_gelu": False, "embed_dim": 16,
         "classes": CLASSES, "scale": model.scale, "input": INPUT._asdict(),
+        "center": center and center._asdict(),
     }  # fmt: skip
     weights.save(path, model.state_dict(), record)
     return record
@@ -133,7 +135,8 @@ def save(model, path):
 def test_a_saved_classifier_comes_back_and_takes_pixels(tmp_path, pixels, split):
     model = zero_shot(scale=12.5)
     save(model, tmp_path / "seed0")
-    loaded, mean, std = weights.load_classifier(tmp_path / "seed0", CPU)
+    loaded, mean, std, center = weights.load_classifier(tmp_path / "seed0", CPU)
+    assert center is None
     assert loaded.expected == INPUT and not loaded.training
     # It normalises by itself: with the mean and std it comes with, images stay pixels in [0, 1].
     images = to_input(split.images, mean, std, CPU)
@@ -143,6 +146,12 @@ def test_a_saved_classifier_comes_back_and_takes_pixels(tmp_path, pixels, split)
             torch.testing.assert_close(actual, expected)
         normalised = to_input(split.images, MEAN, STD, CPU)
         assert not torch.allclose(loaded(normalised).logits, model(pixels).logits, atol=0.01)
+
+
+def test_a_saved_classifier_knows_how_files_are_cut_for_it(tmp_path):
+    center = Center(32, 32, "bicubic")
+    save(zero_shot(), tmp_path / "seed0", center)
+    assert weights.load_classifier(tmp_path / "seed0", CPU).center == center
 
 
 def test_weights_of_another_clip_are_refused(tmp_path):
@@ -264,7 +273,7 @@ def test_a_pretrained_classifier_comes_back_from_disk(tiny, published, tmp_path,
     classifier = clip.class_embeddings(model, clip.tokenizer(tiny), CLASSES, ["a {}"])
     record = {
         "kind": "clip", "model": tiny, "quick_gelu": quick_gelu, "embed_dim": 16,
-        "classes": CLASSES, "scale": 100.0, "input": expected._asdict(),
+        "classes": CLASSES, "scale": 100.0, "input": expected._asdict(), "center": None,
     }  # fmt: skip
     zero_shot = clip.ZeroShot(model, classifier, 100.0, expected).eval()
     weights.save(tmp_path / "seed0", zero_shot.state_dict(), record)

@@ -43,8 +43,9 @@ def test_tables_give_the_loss_of_online_teachers_on_the_augmented_images(here, s
         teachers.append(model.eval())
         validation = torch.zeros(1, 3, 8, 8)
         cache.build(f"cache/{arch}", model, data, range(18), validation, 5, "fp32", {}, "key")
-        parts = {part: cache.np.load(f"cache/{arch}/{part}.npy") for part in cache.TABLES}
-        tables.append(Table(**{part: torch.from_numpy(x) for part, x in parts.items()}))
+        parts = {x: cache.np.load(f"cache/{arch}/{x}-000.npy") for x in ("logits", "features")}
+        views = {part: torch.from_numpy(x).view(18, 22, -1) for part, x in parts.items()}
+        tables.append(Table(**views))
     draw = generator(1)
     ids, view_ids = torch.randint(22, (64,), generator=draw), data.views.sample(64, draw)
     output = student(64)

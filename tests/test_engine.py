@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from richkd import engine, models
-from richkd.engine import ResidentSet, accuracy, predict, start, to_input
+from richkd.engine import ResidentSet, accuracy, normalise, predict, start, to_input
 from richkd.errors import InputError
 from richkd.views import Views
 
@@ -61,6 +61,20 @@ def test_to_input_by_hand(split):
     pixel = split.images[7, 2, 5] / 255
     expected = [(p - m) / s for p, m, s in zip(pixel, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])]
     assert result[7, :, 2, 5].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_normalise_takes_numbers_or_tensors_and_works_in_place(split):
+    levels = torch.from_numpy(split.images).permute(0, 3, 1, 2).float()
+    expected = to_input(split.images, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], CPU)
+    for kind in (list, torch.tensor):
+        pixels = levels.clone()
+        found = normalise(pixels, kind([0.5, 0.4, 0.3]), kind([0.2, 0.3, 0.4]))
+        assert found.data_ptr() == pixels.data_ptr() and torch.equal(found, expected)
+
+
+def test_a_resident_set_knows_its_normalisation_and_serves_all_runs(data):
+    assert (data.mean, data.std) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert data.reader() is data and len(data) == 22
 
 
 def test_images_that_do_not_fit_are_refused_before_they_are_padded(split, monkeypatch):

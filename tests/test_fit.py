@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from richkd import models, resume
-from richkd.cache import Streamed, Table
+from richkd.cache import Online, Streamed, Table
 from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
 from richkd.engine import ResidentSet, accuracy, predict, start
 from richkd.errors import InputError
@@ -19,6 +19,7 @@ from richkd.models import ModelOutput
 from richkd.objectives import Objective
 from richkd.params import Runtime, Training
 from richkd.resume import Checkpoint
+from richkd.weights import Loaded
 
 CPU = torch.device("cpu")
 TRAINING = Training(
@@ -44,6 +45,13 @@ def tables():
     draw = torch.Generator().manual_seed(0)
     shapes = ((18, 22, 4), (18, 22, 12)), ((1, 22, 4), (1, 22, 10))
     return [Table(*(torch.randn(s, generator=draw) for s in pair)) for pair in shapes]
+
+
+def streamed(table, device):
+    """The same rows in shards, left where they are."""
+    shards = {name: list(x.flatten(0, 1).split(50)) for name, x in table.parts.items()}
+    views, images, _ = table.parts["logits"].shape
+    return Streamed(shards, images if views > 1 else None, device)
 
 
 def fused_objective(data):
@@ -323,7 +331,7 @@ def test_a_streamed_table_trains_as_a_resident_one(here, data):
         if kind is Table:
             teacher, clip = tables()
         else:
-            teacher, clip = (Streamed(table.parts, CPU).reader() for table in tables())
+            teacher, clip = (streamed(table, CPU).reader(data) for table in tables())
         memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
         objective = Objective(
             1.0,
@@ -333,6 +341,29 @@ def test_a_streamed_table_trains_as_a_resident_one(here, data):
         run(model, objective, data, checkpoint=(kind.__name__, "key"), tables=(teacher, clip))
         states.append(model.state_dict())
     assert same(*states)
+
+
+def test_a_teacher_that_runs_along_trains_as_the_table_of_all_views(here, data):
+    model = network(seed=7).eval()
+    pairs = torch.arange(22).repeat(18), torch.arange(18).repeat_interleave(22)
+    with torch.no_grad():
+        rows = [x.view(18, 22, -1) for x in model(data.batch(*pairs))]
+    before, calls = {name: x.clone() for name, x in model.state_dict().items()}, []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    online = Online(Loaded(model, data.mean, data.std, None)).reader(data)
+    losses = []
+    for teacher in (Table(*rows), online):
+        torch.manual_seed(0)
+        memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
+        contrast = FusedContrast(64, teacher, tables()[1], 0.7, memory)
+        objective = Objective(1.0, kd=(3.0, LogitDistillation(teacher.logits, 3.0)), crd=(0.8, contrast))
+        name = type(teacher).__name__
+        how = training(epochs=2, lr=0.01)  # the less, the less rounding grows
+        history = run(network(), objective, data, how, checkpoint=(name, "key"), tables=[teacher])
+        losses.append([row[term] for row in history for term in ("loss", "ce", "kd", "crd")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len(calls) == 2 * 3  # a step each, both terms together
+    assert not model.training and same(model.state_dict(), before)
 
 
 def test_deterministic_training_repeats_bit_for_bit(here, data):
@@ -396,7 +427,7 @@ def test_a_graph_trains_as_the_plain_step_and_side_by_side(
         if kind is Table:
             read = [Table(**{k: x.to(cuda) for k, x in t.parts.items()}) for t in tables()]
         else:
-            read = [Streamed(table.parts, cuda) for table in tables()]
+            read = [streamed(table, cuda) for table in tables()]
         torch.manual_seed(seed)
         memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, resident.labels.cpu())
         model = network(seed).to(cuda)

@@ -129,7 +129,7 @@ REFUSED = {
         ": clip.model.text_with is not a parameter: did you mean text_width? allowed are embed_dim",
     ),
     "misspelt section": ({"fussion": {}}, ": fussion is not a parameter: did you mean fusion?"),
-    "key unlike any other": ({"views.zzz": 1}, ": views.zzz is not a parameter: allowed are pad"),
+    "key unlike any other": ({"views.zzz": 1}, ": views.zzz is not a parameter: allowed are aug"),
 }
 
 
@@ -143,7 +143,10 @@ def test_refuses(path, name):
 
 
 ACROSS = {
-    "arch": ({"student.arch": "resnet9"}, ["student.arch is 'resnet9'", *models.names()]),
+    "arch": (
+        {"student.arch": "resnet9"},
+        ["student.arch is 'resnet9'", *models.names(), "torchvision/<name>"],
+    ),
     "models": (
         {"evaluate.models": ["teacher", "clip"]},
         ["evaluate.models is ['teacher', 'clip']", "'ce', 'kd', 'L'", "distill.variants"],
@@ -195,6 +198,130 @@ def test_refuses_in_cifar100(path, name, monkeypatch):
     assert refusal(path).startswith(start)
 
 
+IMAGENET = yaml.safe_load((ROOT / "presets/imagenet-r34-r18.yaml").read_text())
+FOLDER = IMAGENET["dataset"] | {"name": "folder", "names": None}
+SETS = {"names": ["fog"], "severities": [1]}
+DOWNLOADED = {"source": "download", "urls": ["https://example.org/x.tar"], **SETS}
+ORDER = "must be two numbers, the smaller first"
+END = "there is no end of views of resized_crop"
+REFUSED_OF_IMAGENET = {
+    "padded crops": (
+        {"views": {"augmentation": "padded_crop", "pad": 4, "flip": True}},
+        ": views.augmentation is 'padded_crop': must be 'resized_crop' for imagenet",
+    ),
+    "padded crops of folders": (
+        {"views": GOOD["views"], "dataset": FOLDER},
+        ": views.augmentation is 'padded_crop': must be 'resized_crop' for folder",
+    ),
+    "augmentation": (
+        {"views.augmentation": "mixup"},
+        ": views.augmentation is 'mixup': must be one of 'padded_crop', 'resized_crop'",
+    ),
+    "key of the other augmentation": (
+        {"views.pad": 4},
+        ": views.pad is not a parameter: allowed are augmentation, size, resize, scale, ratio, flip",
+    ),
+    "scale beyond the image": (
+        {"views.scale": [0.08, 1.2]}, f": views.scale is [0.08, 1.2]: {ORDER}, at most 1",
+    ),
+    "scale the wrong way round": (
+        {"views.scale": [1.0, 0.08]}, f": views.scale is [1.0, 0.08]: {ORDER}, at most 1",
+    ),
+    "scale of nothing": ({"views.scale": [0.0, 1.0]}, ": views.scale.0 is 0.0: should be greater"),
+    "scale of three": ({"views.scale": [0.1, 0.5, 1.0]}, ": views.scale is [0.1, 0.5, 1.0]: should"),
+    "ratio the wrong way round": (
+        {"views.ratio": [1.333, 0.75]}, f": views.ratio is [1.333, 0.75]: {ORDER}",
+    ),
+    "resize below the size": (
+        {"views.resize": 200}, ": views.resize is 200: must be at least views.size, 224",
+    ),
+    "size": ({"views.size": 8}, ": views.size is 8: should be greater than or equal to 16"),
+    "all views of the teacher": ({"cache.teacher": "all"}, f": cache.teacher is 'all': {END}"),
+    "all views of CLIP": ({"cache.clip": "all"}, f": cache.clip is 'all': {END}"),
+    "CLIP that runs along": ({"cache.clip": "online"}, ": cache.clip is 'online': should be 'cen"),
+    "no logits": ({"cache.top_k": 0}, ": cache.top_k is 0: should be greater than or equal to 1"),
+    "arrays as a shifted set": (
+        {"shifted": {"v2": ["x.npy", "y.npy"]}},
+        ": shifted.v2 is ('x.npy', 'y.npy'): must be a folder for imagenet",
+    ),
+    "three arrays": ({"shifted": {"v2": ["x", "y", "z"]}}, ": shifted.v2 is ['x', 'y', 'z']: "),
+    "name of a shifted set": (
+        {"shifted": {"../v2": "x"}}, ": shifted is '../v2': String should match pattern '^[a-z]",
+    ),
+    "corruptions": (
+        {"corruptions": DOWNLOADED},
+        ": corruptions.source is 'download': must be 'generate' or 'path' for imagenet",
+    ),
+    "published corruptions of folders": (
+        {"dataset": FOLDER}, ": corruptions.source is 'path': must be 'generate' for folder",
+    ),
+    "names of ImageNet's classes": (
+        {"dataset.names": "x.json"}, ": dataset.names is not a parameter: did you mean name?",
+    ),
+    "no images expected": ({"dataset.expect_train": 0}, ": dataset.expect_train is 0: should"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_OF_IMAGENET)
+def test_refuses_in_imagenet(path, name, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.GOOD", IMAGENET)
+    changes, start = REFUSED_OF_IMAGENET[name]
+    write(path, changes)
+    assert refusal(path).startswith(start)
+
+
+def test_refuses_what_is_of_files_where_images_are_in_arrays(path):
+    write(path, {"views": IMAGENET["views"]})
+    assert refusal(path) == ": views.augmentation is 'resized_crop': must be 'padded_crop' for digits"
+    write(path, {"shifted": {"v2": "../v2"}})
+    assert refusal(path) == (
+        ": shifted.v2 is '../v2': must be two .npy files, images and labels for digits"
+    )
+
+
+def test_shifted_sets_are_arrays_or_folders_as_the_data_set_is(path, monkeypatch):
+    write(path, {"shifted": {"v2": ["x.npy", "y.npy"]}})
+    assert params.load("shifted", path=path).shifted == {"v2": ("x.npy", "y.npy")}
+    monkeypatch.setattr(f"{__name__}.GOOD", IMAGENET)
+    write(path, {"shifted": {"v2": "../v2"}})
+    assert params.load("shifted", path=path).shifted == {"v2": "../v2"}
+
+
+def test_a_teacher_runs_along_whatever_the_views(path):
+    write(path, {"cache.teacher": "online", "cache.top_k": 5})
+    cache = params.load("cache", path=path).cache
+    assert (cache.teacher, cache.top_k) == ("online", 5)
+
+
+def test_torchvision_s_models_may_be_student_and_teacher(path):
+    names = {"teacher.arch": "torchvision/resnet34", "student.arch": "torchvision/resnet18"}
+    write(path, names)
+    loaded = params.load("teacher.arch", "student.arch", path=path)
+    assert (loaded.teacher.arch, loaded.student.arch) == tuple(names.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "teacher", "student"),
+    [
+        ("imagenet-r34-r18", "resnet34", "torchvision/resnet18"),
+        ("imagenet-r50-mv1", "resnet50", "mobilenetv1"),
+    ],
+)
+def test_imagenet_is_trained_on_as_the_papers_do(file, teacher, student):
+    p = params.load("dataset", "views", "teacher", "student", path=ROOT / f"presets/{file}.yaml")
+    assert (p.teacher.arch, p.teacher.weights) == (teacher, "IMAGENET1K_V1")
+    assert params.to_dict(p.student) == {
+        "arch": student, "epochs": 100, "batch_size": 512, "lr": 0.2, "schedule": "step",
+        "milestones": [30, 60, 90], "momentum": 0.9, "weight_decay": 1e-4,
+    }  # fmt: skip
+    assert params.to_dict(p.views) == {
+        "augmentation": "resized_crop", "size": 224, "resize": 256, "scale": [0.08, 1.0],
+        "ratio": [3 / 4, 4 / 3], "flip": True,
+    }  # fmt: skip
+    assert (p.dataset.expect_train, p.dataset.expect_val) == (1_281_167, 50_000)
+    assert (p.dataset.train_per_class, p.dataset.validation) == ("all", 0)
+
+
 def test_every_source_loads(path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.GOOD", CIFAR)
     numbers = {"min_accuracy": 0.7, "mean": [0.5] * 3, "std": [0.2] * 3}
@@ -207,6 +334,7 @@ def test_every_source_loads(path, monkeypatch):
         {"clip": {"source": "checkpoint", "model": "RN50", "tag": None, "path": "x", **sha, **prompts}},
         {"corruptions": {"source": "path", "path": "x", **sets}},
         {"corruptions": {"source": "generate", "seed": 0, **sets}},
+        {"cache": {"teacher": "online", "clip": "all", "top_k": 3, "batch_size": 1}},
     ]
     for section in sections:
         write(path, section)

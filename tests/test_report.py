@@ -1,5 +1,7 @@
 """The report of small synthetic experiments: its numbers, its sentences, what a browser needs."""
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -14,9 +16,10 @@ import yaml
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+import trees
 from richkd import plots, report
-from richkd.dataset import Info, Split, save_info, save_split
-from richkd.evaluation import score
+from richkd.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info, save_split
+from richkd.evaluation import ALEXNET, score
 from richkd.files import replacing, write_array, write_json
 from richkd.metrics import summarize
 from stages import calibrate
@@ -47,18 +50,19 @@ NAMES = ['<b>two</b> & "more"', *(f"class {i}" for i in range(9))]
 
 def experiment(
     baselines, distilled, seeds, corruptions=("frost", "fog"), severities=(3,), validation=30,
-    corrupted=None, **sections,
+    corrupted=None, shifted=None, **sections,
 ):  # fmt: skip
     """Everything the report reads, below the working directory; random, the same each time.
 
     `sections` take the place of the digits preset's; `corrupted` is where the corrupted sets come
-    from, if not generated.
+    from, if not generated. No `corruptions` is as if they were skipped. `shifted` has further test
+    sets by name: their classes, or why they were skipped.
     """
-    rng = np.random.default_rng(0)
+    rng, shifted = np.random.default_rng(0), shifted or {}
     params = yaml.safe_load((ROOT / "presets/digits.yaml").read_text()) | sections
     params["baseline"]["variants"], params["distill"]["variants"] = baselines, distilled
     params["distill"]["seeds"] = seeds
-    sets = {"names": list(corruptions), "severities": list(severities)}
+    sets = {"names": list(corruptions) or ["fog"], "severities": list(severities)}
     params["corruptions"] = (corrupted or params["corruptions"]) | sets
     params["evaluate"]["models"] = ["teacher", "clip", *baselines, *distilled]
     params["fusion"]["alpha"] = 0.25  # not on the grid
@@ -67,6 +71,7 @@ def experiment(
     dataset = params["dataset"]["name"]
     save_info("data/info.json", Info(name=dataset, classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3))
     labels = {"validation": rng.integers(10, size=validation), "test": np.arange(40) % 10}
+    further_sets(rng, shifted)
     side = 16 if dataset == "digits" else 32
     for name, values in {**labels, "train": np.arange(1050) % 10}.items():
         images = rng.integers(256, size=(len(values), side, side, 3), dtype=np.uint8)
@@ -75,8 +80,8 @@ def experiment(
     for model in ["teacher", "clip", "fused", *baselines, *distilled]:
         runs = seeds if model in [*baselines, *distilled] else [0]
         shape = len(corruptions), len(severities)
-        predictions(rng, model, labels, len(runs), shape)
-        score(model, labels["test"], corruptions, severities)
+        predictions(rng, model, labels, len(runs), shape, shifted)
+        score(model, labels["test"], corruptions, severities, dataset == "imagenet")
         calibrate.main(model)
         ready_made = model == "teacher" and params["teacher"]["source"] != "train"
         measured = [] if ready_made else ["train_accuracy"]
@@ -93,7 +98,21 @@ def experiment(
     teachers(rng, validation)
 
 
-def predictions(rng, model, labels, runs, shape):
+def further_sets(rng, shifted):
+    """What `shift` writes: seven images of each class."""
+    found = {}
+    for name, classes in shifted.items():
+        if isinstance(classes, str):
+            found[name] = {"skipped": classes}
+            continue
+        truth = np.repeat(classes, 7)
+        found[name] = {"images": len(truth), "classes": classes}
+        images = rng.integers(256, size=(len(truth), 8, 8, 3), dtype=np.uint8)
+        save_split(SHIFTED / f"{name}.safetensors", Split(images, truth))
+    write_json(SHIFTED / "sets.json", found)
+
+
+def predictions(rng, model, labels, runs, shape, shifted):
     def logits(truth, *leading):
         right = np.eye(10)[truth] * 3
         return (right + rng.normal(size=(runs, *leading, len(truth), 10)) * 2).astype(np.float32)
@@ -102,6 +121,9 @@ def predictions(rng, model, labels, runs, shape):
     write_array(f"predictions/{model}/test.npy", logits(labels["test"]))
     corrupted = logits(labels["test"], *shape).astype(np.float16)
     write_array(f"predictions/{model}/corrupted.npy", corrupted)
+    for name, classes in shifted.items():
+        if not isinstance(classes, str):
+            write_array(f"predictions/{model}/shifted/{name}.npy", logits(np.repeat(classes, 7)))
 
 
 def curves(rng, model, runs, validation):
@@ -242,7 +264,7 @@ def test_page_holds_the_numbers(page, full):
     text = Page(page).text
     summary = json.loads((full / "metrics/summary.json").read_text())
     for values in summary.values():
-        for metric in report.COLUMNS:
+        for metric in report.columns(summary):
             assert report.spread(values, metric) in text
     assert "87.7 %" in text  # the best alpha's
     assert "65.0 %" in text and "60.0 %" in text and "+5.0 points" in text  # prompts
@@ -390,6 +412,154 @@ def test_without_validation_images_the_last_student_is_shown(here):
     text = Path("report/index.html").read_text()
     assert "L minus ce by severity" in text and "F minus ce" not in text
     assert list(pd.read_csv("metrics/summary.csv").columns[:3]) == ["model", "runs", "top1"]
+
+
+# --- images in files, further test sets, no corrupted ones --------------------------------------
+
+IMAGENET = {
+    "name": "imagenet", "root": "tree", "classes": trees.WNIDS[:10], "expect_train": None,
+    "expect_val": None, "unreadable": 20, "train_per_class": "all", "validation": 30,
+    "captioned_images": 0, "seed": 0,
+}  # fmt: skip
+IN_FILES = {
+    "dataset": IMAGENET,
+    "views": {
+        "augmentation": "resized_crop", "size": 32, "resize": 40, "scale": [0.1, 1.0],
+        "ratio": [0.75, 1.5], "flip": True,
+    },
+    "cache": {"teacher": "online", "clip": "center", "top_k": 5, "batch_size": 50},
+    "teacher": TORCHVISION,
+    "clip": PRETRAINED,
+    "corrupted": {"source": "path", "path": "../imagenet-c"},
+}  # fmt: skip
+
+
+def in_files(count, unreadable):
+    """The test images as files, the second lying on its side; as many others cannot be read."""
+    rng, test = np.random.default_rng(0), load_split("data/test.safetensors")
+    Path("tree/val").mkdir(parents=True)
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    for i in range(count):
+        image = trees.photograph(i % 10, rng, 300, 400) if i else Image.new("CMYK", (30, 20))
+        image.save(f"tree/val/{i}.JPEG", exif=lying if i == 1 else Image.Exif())
+    manifest = Manifest(
+        "tree", [f"val/{i}.JPEG" for i in range(count)], test.labels, np.zeros((count, 2), np.int32),
+        np.zeros(count, np.int64), np.zeros(count, bool),
+    )  # fmt: skip
+    save_split("data/test.safetensors", manifest)
+    info = Info(
+        name="imagenet", classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3, folders=trees.WNIDS[:10],
+        unreadable=[f"train/<i>{i}</i>.JPEG" for i in range(unreadable)],
+    )  # fmt: skip
+    save_info("data/info.json", info)
+
+
+def said(page):
+    return " ".join(page.text.split())
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """ImageNet in files, the whole of ImageNet-C, further test sets: the folder."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment(
+            ["ce", "kd"], ["L", "LF"], [0, 1], list(ALEXNET), [1, 2, 3, 4, 5],
+            shifted={
+                "imagenet_v2": list(range(10)), "imagenet_r": [2, 5, 7],
+                "imagenet_a": "nothing is at <x>",
+            },
+            **IN_FILES,
+        )  # fmt: skip
+        in_files(40, 12)
+        stage.main()
+    return folder
+
+
+def test_mean_corruption_error_has_a_column(imagenet):
+    page = Page((imagenet / "report/index.html").read_text())
+    summary = json.loads((imagenet / "metrics/summary.json").read_text())
+    grid = pd.read_csv(imagenet / "metrics/evaluate/kd.csv").groupby("corruption").accuracy.mean()
+    expected = np.mean([(1 - grid[name]) / error for name, error in ALEXNET.items()])
+    assert summary["kd"]["mce"] == pytest.approx(expected)
+    assert "mce_sd" in summary["kd"] and "mce_sd" not in summary["teacher"]
+    assert "mCE, % ↓" in said(page) and "each corruption’s divided by AlexNet’s published one" in said(page)
+    best = min((summary[name] for name in ("ce", "kd", "L", "LF")), key=lambda values: values["mce"])
+    assert f"<strong>{report.spread(best, 'mce')}</strong>" in (imagenet / "report/index.html").read_text()
+    assert "published ImageNet-C, a local copy." in said(page)
+    assert "Students learned from the 5 largest logits" in said(page)
+    assert list(pd.read_csv(imagenet / "metrics/summary.csv").mce) == [x["mce"] for x in summary.values()]
+
+
+def test_further_test_sets_have_a_table(imagenet):
+    page = Page((imagenet / "report/index.html").read_text())
+    summary = json.loads((imagenet / "metrics/summary.json").read_text())
+    text = said(page)
+    assert "Shifted test sets" in text and "where a set has some classes alone, among these" in text
+    table = text[text.index("setimagesclasses") :].replace(" ", "")
+    for name, counts in (("imagenet_v2", "7010"), ("imagenet_r", "213")):
+        cells = [report.spread(values, f"shifted_{name}") for values in summary.values()]
+        assert f"{name}{counts}{''.join(cells)}".replace(" ", "") in table
+    assert "imagenet_a was not run: nothing is at <x>." in text
+    assert not any("imagenet_a" in key for values in summary.values() for key in values)
+    assert "shifted_imagenet_r_sd" in summary["LF"] and "shifted_imagenet_r_sd" not in summary["clip"]
+
+
+def test_files_that_cannot_be_read_are_named_up_to_ten(imagenet):
+    page = (imagenet / "report/index.html").read_text()
+    assert "<i>0" not in page
+    text = said(Page(page))
+    assert "12 files that cannot be read were left out: train/<i>0</i>.JPEG, " in text
+    assert "train/<i>9</i>.JPEG, …." in text and "train/<i>10</i>.JPEG" not in text
+
+
+def test_examples_are_pictures_of_the_files(imagenet, monkeypatch):
+    monkeypatch.chdir(imagenet)
+    test = load_split("data/test.safetensors")
+    page = Page(Path("report/index.html").read_text())
+    shown = [x for tag, x in page.tags if tag == "img" and x["alt"].startswith("Test image")]
+    assert shown and all(x["src"].startswith("data:image/png;base64,") for x in shown)
+    for attributes in shown:
+        index = int(re.search(r"\d+", attributes["alt"])[0])
+        assert attributes["src"] == report.picture(test, index)
+    sizes = []
+    for index in (0, 1, 2):
+        picture = Image.open(io.BytesIO(base64.b64decode(report.picture(test, index).split(",")[1])))
+        assert picture.mode == "RGB"
+        sizes.append(picture.size)
+        with Image.open(test.root + "/" + test.paths[index]) as image:
+            ratio = image.size[0] / image.size[1]
+        ratio = 1 / ratio if index == 1 else ratio  # upright
+        assert picture.size[0] / picture.size[1] == pytest.approx(ratio, abs=0.02)
+    assert sizes[0] == (30, 20) and max(sizes[1]) == max(sizes[2]) == 192
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_without_corrupted_images_nothing_is_said_of_them(here, seeds):
+    experiment(["ce", "kd"], ["L", "LF"], seeds, (), **IN_FILES)
+    stage.main()
+    page = Page(Path("report/index.html").read_text())
+    text = said(page)
+    assert "There are no corrupted images: nothing is at ../imagenet-c." in text
+    assert text[: text.index("How to repeat it")].lower().count("corrupt") == 1
+    assert "nan" not in text.lower() and "mCE" not in text
+    assert "Shifted test sets" not in text and "cannot be read" not in text
+    assert not any("corrupted" in attributes.get("alt", "") for _, attributes in page.tags)
+    summary = json.loads(Path("metrics/summary.json").read_text())
+    assert not any("corrupted" in key or key == "mce" for values in summary.values() for key in values)
+    assert "ece" in summary["LF"] and "top1" in summary["LF"]
+    against = "L against kd: " + report.signed(100 * (summary["L"]["top1"] - summary["kd"]["top1"]))
+    assert f"{against} points on clean images" in text
+
+
+def test_sets_that_were_all_skipped_are_named_without_a_table(here):
+    experiment(**SMALL, shifted={"cifar10_1": "nothing is at a.npy, b.npy"})
+    stage.main()
+    text = said(Page(Path("report/index.html").read_text()))
+    assert "cifar10_1 was not run: nothing is at a.npy, b.npy." in text
+    assert "setimagesclasses" not in text and "where a set has some classes" not in text
 
 
 # --- sentences ----------------------------------------------------------------------------------

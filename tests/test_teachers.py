@@ -13,6 +13,7 @@ from richkd import models, teachers
 from richkd.errors import InputError
 from richkd.files import sha256
 from richkd.params import CheckpointTeacher, MdistillerTeacher, TorchvisionTeacher
+from richkd.views import Center
 from serving import Answer
 
 MEMBER = "cifar_teachers/{}_vanilla/ckpt_epoch_240.pth"
@@ -58,7 +59,7 @@ def test_every_kind_of_file_is_read(model, tmp_path):
         found = checkpoint(path)
         same(found, model)
         assert (found.arch, found.mean, found.std) == ("resnet8", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-        assert found.data == {str(path): sha256(path)}
+        assert found.data == {str(path): sha256(path)} and found.center is None
 
 
 def test_a_mismatch_names_the_first_wrong_parameter_and_both_shapes(model, tmp_path):
@@ -199,6 +200,7 @@ def test_torchvision_s_weights_are_taken_where_torch_keeps_them(tmp_path):
     found = torchvision()
     assert found.arch == "torchvision/resnet18" and found.data == {url: "ResNet18_Weights.IMAGENET1K_V1"}
     assert found.mean == [0.485, 0.456, 0.406] and found.std == [0.229, 0.224, 0.225]
+    assert found.center == Center(256, 224, "bilinear")
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(found.model.eval()(images).logits, model.eval()(images).logits)

@@ -8,9 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from richkd import models, weights
 from richkd.errors import InputError
+from richkd.views import Center
 
 CPU = torch.device("cpu")
-RECORD = {"kind": "classifier", "arch": "resnet8", "num_classes": 4, "mean": [0.1], "std": [0.2]}
+RECORD = {
+    "kind": "classifier", "arch": "resnet8", "num_classes": 4, "mean": [0.1], "std": [0.2],
+    "center": None,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -24,14 +28,21 @@ def saved(tmp_path):
 
 def test_a_classifier_comes_back_in_eval_mode(saved):
     model, path = saved
-    loaded, mean, std = weights.load_classifier(path, CPU)
+    loaded, mean, std, center = weights.load_classifier(path, CPU)
     images = torch.rand(3, 3, 8, 8)
     with torch.no_grad():
         for actual, expected in zip(loaded(images), model.eval()(images)):
             torch.testing.assert_close(actual, expected)
-    assert not loaded.training and (mean, std) == ([0.1], [0.2])
+    assert not loaded.training and (mean, std, center) == ([0.1], [0.2], None)
     state = loaded.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_classifier_knows_how_files_are_cut_for_it(saved):
+    model, path = saved
+    center = Center(resize=232, size=224, interpolation="bicubic")
+    weights.save(path, model.state_dict(), RECORD | {"center": center._asdict()})
+    assert weights.load_classifier(path, CPU).center == center
 
 
 def test_tensors_in_any_memory_format_are_saved(tmp_path):
