@@ -666,3 +666,10 @@ def test_a_disk_too_small_is_an_error_before_the_work(here, teacher, data, monke
     with pytest.raises(OSError, match="No space left"):
         build("teacher", teacher, data)
     assert not cache.Path("cache").exists()
+
+
+def test_a_disk_that_fills_up_meanwhile_is_one_line(here, teacher, data, monkeypatch):
+    monkeypatch.setattr(cache.os, "pwrite", lambda *_: 7)
+    with pytest.raises(InputError, match=r"logits-000\.npy could not be written"):
+        build("teacher", teacher, data)
+    assert not cache.Path("cache/teacher").exists()
