@@ -247,9 +247,11 @@ def identity(model: Path, views: ViewSet, held: str, top_k: int | None, **more: 
     `model` is the path of the teacher's weights without its suffix, `held` is `all`, `center` or
     `online`, `more` is what else shapes the outputs.
     """
+    record = read_json(f"{model}.json")
     return {
         "data set": sha256(TRAIN),
         "teacher": sha256(f"{model}.safetensors"),
+        "input of the teacher": {key: record.get(key) for key in ("mean", "std", "center", "input")},
         "set of views": {**views.described, "held": held},
         "top k": top_k,
         **{name.replace("_", " "): value for name, value in more.items()},
@@ -309,7 +311,8 @@ def _short(value: Any) -> str:
 class _Part:
     """The shards of logits, features or classes while they are filled.
 
-    Rows are written, not mapped, so that machines which share a file system may share the work.
+    Rows are written, neither mapped nor read, so that machines which share a file system may share
+    the work: what they have cached of a page of it would overwrite each other's rows.
     """
 
     def __init__(self, folder: Path, name: str, rows: int, width: int, dtype: type):
@@ -329,7 +332,7 @@ class _Part:
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def open(self) -> None:
-        self.files = [os.open(path, os.O_RDWR) for path in self.paths]
+        self.files = [os.open(path, os.O_WRONLY) for path in self.paths]
 
     def write(self, start: int, rows: np.ndarray) -> None:
         """Put them from row `start` on, over the ends of shards."""
@@ -441,7 +444,7 @@ def build(
     distributed.wait()
     for part in parts.values():
         part.open()
-    done = os.open(done_file, os.O_RDWR)
+    done = os.open(done_file, os.O_WRONLY)
     before = np.frombuffer(done_file.read_bytes(), bool)
     numbers = np.flatnonzero(~before)[distributed.rank() :: distributed.processes()]
     distributed.wait()  # before anyone marks one as done
@@ -482,11 +485,12 @@ def build(
     with out_of_memory("cache.batch_size"):
         pending: deque[tuple[Any, ...]] = deque()
         lag = int(data.device.type == "cuda")  # it is at the next batch while one is written
-        if len(numbers):
-            data.start([inputs(number) for number in numbers])
-        for number in numbers:
+        ahead = [inputs(number) for number in numbers]
+        if ahead:
+            data.start(ahead)
+        for number, batch in zip(numbers, ahead):
             data.advance()
-            found = predict(model, data.batch(*inputs(number)), batch_size, precision)
+            found = predict(model, data.batch(*batch), batch_size, precision)
             pending.append((number, *_rows(*found, top_k)))
             if len(pending) > lag:
                 write(*pending.popleft())

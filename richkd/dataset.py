@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from richkd.errors import InputError
+from richkd.errors import InputError, one_line
 from richkd.files import read_json, replacing, write_json
 
 
@@ -66,12 +66,15 @@ class Info:
 
 
 def picture(path: Path | str) -> Image.Image:
-    """An image file as it is looked at: upright, in RGB; its first frame."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+    """An image file as it is looked at: upright, in RGB; InputError names one that is broken."""
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # what PIL raises depends on where it is broken
+        raise InputError(f"{path} cannot be decoded: {one_line(error)}") from None
 
 
 def save_split(path: Path | str, split: Split | Manifest) -> None:

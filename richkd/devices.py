@@ -1,6 +1,6 @@
 """A GPU of its own for each job on a machine: a file lock a device, free when its process has ended."""
 
-import getpass
+import os
 import tempfile
 import time
 from functools import cache
@@ -15,7 +15,7 @@ _held: list[FileLock] = []
 
 def folder() -> Path:
     """Where the locks of this user are, the same for all jobs of a machine."""
-    return Path(tempfile.gettempdir()) / f"richkd-devices-{getpass.getuser()}"
+    return Path(tempfile.gettempdir()) / f"richkd-devices-{os.getuid()}"
 
 
 @cache

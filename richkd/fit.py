@@ -1,8 +1,9 @@
-"""Training by SGD on a data set that lives on the device, several students side by side where asked.
+"""Training by SGD, several students side by side where asked.
 
-A batch is two index vectors, image ids and view ids; teachers are tables looked up by them
-(`richkd.cache`). There is no DataLoader, no teacher in the loop and no host sync in a step. On a
-GPU a step is captured once and then replayed as a CUDA graph.
+A batch is two index vectors, image ids and view ids. A data set that lives on the device and teachers
+that are tables (`richkd.cache`) are looked up by them: no DataLoader, no teacher in the loop, no host
+sync in a step, which on a GPU is captured once and then replayed as a CUDA graph. Images in files
+come from threads that read ahead (`richkd.imagesets`), and the conventional teacher runs along.
 """
 
 from __future__ import annotations
@@ -78,11 +79,14 @@ class Run:
         self.steps = full + (rest >= distributed.processes())  # a share of none is no step
 
         cuda, alone = data.device.type == "cuda", distributed.processes() == 1
+        resident = isinstance(data, ResidentSet)  # threads that decode there would meet the capture
         self.graphs = runtime.step == "graph"
         if runtime.step == "auto":
-            self.graphs = cuda and alone and not runtime.deterministic
-        if self.graphs and not (cuda and alone):
-            raise InputError("runtime.step is 'graph': needs a CUDA device and one process, use auto")
+            self.graphs = cuda and alone and resident and not runtime.deterministic
+        if self.graphs and not (cuda and alone and resident):
+            raise InputError(
+                "runtime.step is 'graph': needs a CUDA device, one process and images in arrays, use auto"
+            )
         self.stream = torch.cuda.Stream(data.device) if cuda else None
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
         self.seen: Counter[int] = Counter()

@@ -2,13 +2,15 @@
 
 Files are read, decoded and cut by threads while the device works on the batches before: torchvision's
 decoders leave Python's lock alone, and nothing is copied between processes. What they give depends
-neither on their number nor on that of the processes.
+neither on their number nor on that of the processes. A GPU decodes JPEGs itself, to slightly other
+pixels than a CPU.
 """
 
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from itertools import islice
 from pathlib import Path
 
@@ -26,17 +28,26 @@ from richkd.errors import InputError, one_line
 from richkd.views import Center, RandomResizedCrop, Views
 
 AHEAD = 4  # batches that are read while the device works on the one before
+AT_ONCE = 32  # files that a GPU decodes, which it holds in full
+
+
+def read(path: Path | str) -> Tensor:
+    """A file's bytes, uint8 (n,); InputError where it cannot be read."""
+    try:
+        return read_file(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def decode(path: Path | str) -> Tensor:
     """RGB uint8 (3, H, W), upright; InputError names a file that is broken."""
-    try:
-        content = read_file(str(path))
-        if content[:2].tolist() == [0xFF, 0xD8]:
-            return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
-        # PIL, since a broken PNG makes torchvision 0.29 end the process.
+    content = read(path)
+    if content[:2].tolist() != [0xFF, 0xD8]:
+        # By PIL, since a broken PNG makes torchvision 0.29 end the process.
         return torch.from_numpy(np.array(picture(path))).permute(2, 0, 1)
-    except Exception as error:  # what is raised depends on where it is broken
+    try:
+        return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
         raise InputError(f"{path} cannot be decoded: {one_line(error)}") from None
 
 
@@ -86,8 +97,10 @@ class FileSet:
         return len(self.labels)
 
     def reader(self) -> "FileSet":
-        """Each training run has its own batches."""
-        return FileSet(self.manifest, self.mean, self.std, self.views, self.center, self.device)
+        """Each training run has its own batches; the threads that read are shared."""
+        other = copy(self)
+        other.assembler, other.pixels = ThreadPoolExecutor(1), None
+        return other
 
     @torch.inference_mode(False)  # `predict` may ask, and threads know nothing of its mode
     def start(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -101,17 +114,16 @@ class FileSet:
                 max(lengths), 3, self.center.size, self.center.size, device=self.device,
                 memory_format=torch.channels_last,
             )  # fmt: skip
-        self.ahead: deque[Future[tuple[Tensor, torch.cuda.Event | None]]] = deque()
+        self.ahead: deque[Future[Tensor]] = deque()
         for _ in range(AHEAD):
             self._read_next()
 
     @torch.inference_mode(False)
     def advance(self) -> None:
         """The next of these batches begins."""
-        pixels, read = self.ahead.popleft().result()
+        pixels = self.ahead.popleft().result()
         self._read_next()
-        if read:
-            torch.cuda.current_stream(self.device).wait_event(read)
+        if self.stream:
             pixels.record_stream(torch.cuda.current_stream(self.device))
         normalise(self.pixels[: len(pixels)].copy_(pixels), *self.normalisation)
 
@@ -130,27 +142,33 @@ class FileSet:
     def _read(self, number: int, view_id: int, out: Tensor) -> Tensor | None:
         """Fill `out`, or return the file's bytes where they are for the GPU."""
         if self.stream and self.manifest.plain[number]:
-            return read_file(self._path(number))
+            return read(self._path(number))
         out.copy_(self._cut(decode(self._path(number)), number, view_id))
         return None
 
     def _assemble(
         self, batch: list[tuple[int, int]], parts: list[Future[Tensor | None]], pixels: Tensor
-    ) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The batch as uint8 on the device, there once the event has passed."""
+    ) -> Tensor:
+        """The batch as uint8 on the device."""
         read = [part.result() for part in parts]
         if self.stream is None:
-            return pixels, None
-        encoded = {slot: content for slot, content in enumerate(read) if content is not None}
+            return pixels
+        encoded = [(slot, content) for slot, content in enumerate(read) if content is not None]
         with torch.cuda.stream(self.stream):
             pixels = pixels.to(self.device, non_blocking=True)
-            try:
-                images = decode_jpeg(list(encoded.values()), ImageReadMode.RGB, self.device)
-            except (RuntimeError, ValueError):  # one it cannot decode, one that is broken; or there is none
-                images = [decode(self._path(batch[slot][0])).to(self.device) for slot in encoded]
-            for slot, image in zip(encoded, images):
-                pixels[slot] = self._cut(image, *batch[slot])
-            return pixels, self.stream.record_event()
+            for start in range(0, len(encoded), AT_ONCE):
+                slots, contents = zip(*encoded[start : start + AT_ONCE])
+                try:
+                    images = decode_jpeg(list(contents), ImageReadMode.RGB, self.device)
+                    cuts = [self._cut(image, *batch[slot]) for slot, image in zip(slots, images)]
+                except RuntimeError:  # one that the GPU cannot decode, or that is broken
+                    cuts = [self._cut(decode(self._path(batch[x][0])), *batch[x]) for x in slots]
+                for slot, part in zip(slots, cuts):
+                    pixels[slot].copy_(part)
+                # The decoder writes without waiting for this stream, into memory that the images
+                # before have left.
+                self.stream.synchronize()
+        return pixels
 
     def _cut(self, image: Tensor, number: int, view_id: int) -> Tensor:
         if view_id == self.views.center:
@@ -164,20 +182,27 @@ class FileSet:
 class Pixels:
     """Arrays as inputs, normalised as asked for: of a tensor (N, 3, H, W) what `engine.predict` uses.
 
-    `images` uint8 (N, H, W, 3), which may lie on the disk.
+    `images` uint8 (n, H, W, 3), which may lie on the disk; `ids` are those of them that are meant,
+    by default all.
     """
 
     def __init__(
-        self, images: np.ndarray, mean: Sequence[float], std: Sequence[float], device: torch.device
+        self,
+        images: np.ndarray,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        ids: np.ndarray | None = None,
     ):
         self.images, self.mean, self.std, self.device = images, mean, std, device
+        self.ids = np.arange(len(images)) if ids is None else ids
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.ids)
 
     def __getitem__(self, ids: Tensor | slice) -> "Pixels":
         ids = ids if isinstance(ids, slice) else ids.cpu().numpy()
-        return Pixels(self.images[ids], self.mean, self.std, self.device)
+        return Pixels(self.images, self.mean, self.std, self.device, self.ids[ids])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,7 +213,7 @@ class Pixels:
 
     def split(self, batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(self), batch_size):
-            part = self.images[start : start + batch_size].copy()  # torch warns of what is mapped
+            part = self.images[self.ids[start : start + batch_size]]
             yield to_input(part, self.mean, self.std, self.device)
 
 

@@ -1,5 +1,6 @@
 """Work that survives a kill: states on disk that only the experiment that made them may use."""
 
+import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,14 +16,13 @@ FOLDER = Path(".resume")
 
 
 def key(params: Any, inputs: Iterable[Path | str]) -> str:
-    """What the state follows from: params, the inputs' content, our own code, the machine.
-
-    Not the number of processes: another number may go on, as after one of several machines is lost.
-    """
+    """What the state follows from: params, the inputs' content, our own code, the machine."""
     code = sorted(Path(__file__).parent.rglob("*.py"))
     hashes = {str(path): sha256(path) for path in inputs}
     versions = [version(name) for name in ("torch", "open_clip_torch")]
-    machine = [torch.cuda.is_available(), torch.get_num_threads()]
+    # Of several processes another number may go on, as after a machine is lost.
+    threads = None if "WORLD_SIZE" in os.environ else torch.get_num_threads()
+    machine = [torch.cuda.is_available(), threads]
     return fingerprint(params, hashes, [sha256(path) for path in code], versions, machine)
 
 

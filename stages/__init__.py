@@ -33,8 +33,11 @@ def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> Non
             main(*words)
         elif parallel and (command := os.environ.get("RICHKD_LAUNCH")):
             params.load()  # what is wrong there is said once, before there are many
-            command = shlex.split(command)
-            os.execvp(command[0], [*command, "-m", module(), *words])
+            try:
+                first, *rest = shlex.split(command)
+            except ValueError:  # an open quote, or nothing
+                raise InputError(f"RICHKD_LAUNCH is {command!r}: must be a command") from None
+            os.execvp(first, [first, *rest, "-m", module(), *words])
         elif parallel and int(wanted) > 1:
             params.load()
             launch(int(wanted), words)

@@ -434,7 +434,7 @@ def test_a_cache_in_shards_is_used_as_one_in_a_file(few_saves, small_shards, mad
 def test_shards_are_read_in_order_beyond_a_thousand(here):
     for number in (999, 1000, 101, 2):
         np.save(f"x-{number:03}.npy", np.full((1, 1), number))
-    assert [int(x[0, 0]) for x in cache._open(here, "x", "c")] == [2, 101, 999, 1000]
+    assert [int(x[0, 0]) for x in cache._open(here, "x")] == [2, 101, 999, 1000]
 
 
 # --- the largest logits alone -------------------------------------------------------------------

@@ -184,6 +184,14 @@ def test_a_wrong_start_of_several_is_one_line(
     assert result.returncode == 1 and result.stderr.strip() == said
 
 
+@pytest.mark.parametrize("command", ["torchrun 'open", " "])
+def test_a_launcher_that_is_no_command_is_one_line(fresh: Path, monkeypatch, command: str) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "RICHKD_LAUNCH", command)
+    result = stage(fresh, "stages.distill", "LF")
+    said = f"error: RICHKD_LAUNCH is {command!r}: must be a command"
+    assert result.returncode == 1 and result.stderr.strip() == said
+
+
 def test_a_second_repro_runs_nothing(reproduced: Path) -> None:
     assert stages_run(command(reproduced, "dvc", "repro")) == set()
 

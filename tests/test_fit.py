@@ -391,7 +391,7 @@ def test_a_compiled_step_trains_as_the_plain_one(here, data):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_graph_needs_cuda(here, data):
-    with pytest.raises(InputError, match="runtime.step is 'graph': needs a CUDA device and one"):
+    with pytest.raises(InputError, match="runtime.step is 'graph': needs a CUDA device, one process"):
         run(network(), Objective(), data, step="graph")
 
 

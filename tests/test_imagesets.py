@@ -116,7 +116,8 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         decode(path)
-    assert str(caught.value).startswith(f"{path} cannot be decoded: ") and "\n" not in str(caught.value)
+    done = "read" if not content else "decoded"
+    assert str(caught.value).startswith(f"{path} cannot be {done}: ") and "\n" not in str(caught.value)
 
 
 # --- cutting ------------------------------------------------------------------------------------
