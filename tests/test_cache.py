@@ -220,6 +220,12 @@ def test_a_cache_of_another_teacher_is_refused(made, data):
         cache.of("clip", data.views, "all", None, CPU, **MORE)
 
 
+def test_a_cache_of_a_teacher_that_sees_images_otherwise_is_refused(made, teacher, data):
+    weights.save("models/clip/seed0", teacher.state_dict(), {"mean": [0.1, 0.2, 0.3]})
+    with pytest.raises(InputError, match="cache/clip was made with another input of the teacher"):
+        cache.of("clip", data.views, "all", None, CPU, **MORE)
+
+
 def test_a_cache_whose_teacher_is_gone_is_refused(made, data):
     cache.Path("models/clip/seed0.json").unlink()
     with pytest.raises(InputError, match="models/clip holds no model"):
