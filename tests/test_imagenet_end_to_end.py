@@ -62,8 +62,11 @@ def scores(folder: Path, model: str) -> dict[str, dict[str, float]]:
 
 
 def numbers(values) -> list[float]:
-    if isinstance(values, dict | list):
-        return [x for part in (values.values() if isinstance(values, dict) else values) for x in numbers(part)]
+    """All but the fitted temperature, which a student that has hardly learned leaves undetermined."""
+    if isinstance(values, dict):
+        return numbers([x for name, x in values.items() if name != "temperature"])
+    if isinstance(values, list):
+        return [x for part in values for x in numbers(part)]
     return [values]
 
 

@@ -523,10 +523,10 @@ def test_examples_are_pictures_of_the_files(imagenet, monkeypatch):
     assert shown and all(x["src"].startswith("data:image/png;base64,") for x in shown)
     for attributes in shown:
         index = int(re.search(r"\d+", attributes["alt"])[0])
-        assert attributes["src"] == report.picture(test, index)
+        assert attributes["src"] == report.picture_uri(test, index)
     sizes = []
     for index in (0, 1, 2):
-        picture = Image.open(io.BytesIO(base64.b64decode(report.picture(test, index).split(",")[1])))
+        picture = Image.open(io.BytesIO(base64.b64decode(report.picture_uri(test, index).split(",")[1])))
         assert picture.mode == "RGB"
         sizes.append(picture.size)
         with Image.open(test.root + "/" + test.paths[index]) as image:
