@@ -70,6 +70,30 @@ def stage(folder: Path, *words: str) -> subprocess.CompletedProcess:
     )
 
 
+def started(folder: Path, sign: str, *words: str) -> subprocess.Popen:
+    """A command that runs on, from when `.resume/<sign>` is there; what it says goes to `log`."""
+    with open(folder / "log", "w") as log:
+        run = subprocess.Popen(
+            words, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+    while not (folder / ".resume" / sign).exists():
+        assert run.poll() is None, (folder / "log").read_text()
+        time.sleep(0.001)
+    return run
+
+
+def kill(run: subprocess.Popen) -> None:
+    """With all that it has started."""
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below, by its path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def stages_run(output: str) -> set[str]:
     return set(re.findall(r"Running stage '(.+?)'", output))
 
@@ -139,31 +163,20 @@ def test_one_of_two_processes_dies(reproduced: Path, tmp_path: Path, monkeypatch
     folder = tmp_path / "copy"
     shutil.copytree(reproduced, folder)
     edit(folder, "student.epochs", 30)  # time to be killed in
-
-    def content(name: str) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (folder / name).iterdir()}
-
     monkeypatch.setitem(ENVIRONMENT, "RICHKD_PROCESSES", "2")
-    run = subprocess.Popen(
-        [sys.executable, "-m", "stages.distill", "LF"], cwd=folder, env=ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    while not (folder / ".resume/LF-seed1.pt").exists():
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.001)
+    run = started(folder, "LF-seed1.pt", "python", "-m", "stages.distill", "LF")
     last = psutil.Process(run.pid).children()[-1]
     assert last.environ()["RANK"] == "1"
     last.kill()
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 1
-    assert "error: process 1 of 2 ended with exit code -9" in errors
+    assert run.wait(timeout=60) == 1
+    assert "error: process 1 of 2 ended with exit code -9" in (folder / "log").read_text()
     assert not (folder / "models/LF/seed1.json").exists()
     result = stage(folder, "stages.distill", "LF")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("going on from .resume/LF-seed1.pt") == 1  # rank 0 speaks for all
-    resumed = content("models/LF")
+    resumed = content(folder / "models/LF")
     assert stage(folder, "stages.distill", "LF").returncode == 0
-    assert content("models/LF") == resumed
+    assert content(folder / "models/LF") == resumed
 
 
 @pytest.mark.parametrize(
@@ -332,27 +345,14 @@ def test_wrong_words_are_one_line(fresh: Path, words: list[str], said: str) -> N
 def test_killed_and_run_again_ends_the_same(tmp_path: Path, unbroken: dict[str, str]) -> None:
     """SIGKILL during clip, cache and distill; each time `dvc repro` goes on and ends the same."""
     folder = clone(tmp_path)
-    log = folder / "log"
     repro = ["dvc", "repro", "baseline@kd", "distill@LF"]
-
-    def under_way(name: str) -> bool:
-        return (folder / ".resume" / name).exists()
-
     moments = [
         ("models/clip/seed0.safetensors", "clip.pt"),
         ("cache/teacher/cache.json", "cache-teacher/logits-000.npy"),
         ("models/LF/seed1.safetensors", "LF-seed1.pt"),
     ]
     for output, sign in moments:
-        with open(log, "w") as file:
-            run = subprocess.Popen(
-                repro, cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
-            )  # fmt: skip
-            while not under_way(sign):
-                assert run.poll() is None, log.read_text()
-                time.sleep(0.001)
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
+        kill(started(folder, sign, *repro))
         assert not (folder / output).exists(), f"{output} was done before the kill"
     final = command(folder, *repro)
     assert "going on from .resume/LF-seed1.pt" in final

@@ -1,12 +1,8 @@
 """The pipeline on images in files: a tree such as ImageNet's, whole, in two processes, killed."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +13,7 @@ from timm.data import ImageNetInfo
 
 import small_imagenet
 import trees
-from test_end_to_end import ENVIRONMENT, clone, command, stage
+from test_end_to_end import ENVIRONMENT, clone, command, content, kill, stage, started
 
 TORCHRUN = "torchrun --standalone --nproc-per-node 2 --local-addr 127.0.0.1"
 
@@ -48,12 +44,6 @@ def copy(alone: Path, tmp_path: Path, monkeypatch) -> Path:
     for name, value in (("OMP_NUM_THREADS", "1"), ("GLOO_SOCKET_IFNAME", "lo")):
         monkeypatch.setitem(ENVIRONMENT, name, value)
     return Path(shutil.copytree(alone, tmp_path / "copy"))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below, by its path."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def scores(folder: Path, model: str) -> dict[str, dict[str, float]]:
@@ -99,17 +89,11 @@ def test_two_processes_give_the_same_and_go_on_when_one_dies(alone: Path, copy: 
         assert result.returncode == 0, result.stderr
         assert content(copy / made) == content(alone / made)
 
-    run = subprocess.Popen(
-        [sys.executable, "-m", "stages.distill", "LF"], cwd=copy, env=ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    while not (copy / ".resume/LF-seed0.pt").exists():
-        assert run.poll() is None, run.stdout.read()
-        time.sleep(0.01)
+    run = started(copy, "LF-seed0.pt", "python", "-m", "stages.distill", "LF")
     (victim,) = (x for x in psutil.Process(run.pid).children() if x.environ()["RANK"] == "1")
     victim.kill()
-    said, _ = run.communicate(timeout=120)
-    assert run.returncode == 0, said  # torchrun started both again
+    code, said = run.wait(timeout=120), (copy / "log").read_text()
+    assert code == 0, said  # torchrun started both again
     assert "going on from .resume/LF-seed0.pt" in said
     for words in (["stages.evaluate", "LF"], ["stages.calibrate", "LF"]):
         assert stage(copy, *words).returncode == 0
@@ -127,16 +111,9 @@ def test_killed_at_random_it_goes_on_to_the_same_end(
     alone: Path, copy: Path, words: list[str], made: str, sign: str
 ) -> None:
     shutil.rmtree(copy / made)
-    run = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=copy, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while not (copy / ".resume" / sign).exists():
-        assert run.poll() is None
-        time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.3))
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    run = started(copy, sign, "python", "-m", *words)
+    time.sleep(random.uniform(0, 0.2))
+    kill(run)
     assert not (copy / made).exists()
     result = stage(copy, *words)
     assert result.returncode == 0, result.stderr
