@@ -1,4 +1,4 @@
-"""The terms by which a student learns from teachers that are tables."""
+"""The terms by which a student learns from teachers, tables or not."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,11 @@ TeacherLogits = Callable[[Tensor, Tensor], Tensor]  # (ids, view_ids) to (B, cla
 
 
 class LogitDistillation(nn.Module):
-    """Hinton's KD between the student's logits and those looked up for the same views."""
+    """Hinton's KD between the student's logits and those looked up for the same views.
+
+    From a table of the largest logits alone (`cache.top_k`) the teacher is one that spreads what it
+    leaves to the other classes evenly over them.
+    """
 
     def __init__(self, teacher_logits: TeacherLogits, temperature: float):
         super().__init__()

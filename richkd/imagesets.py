@@ -68,8 +68,7 @@ def cut(image: Tensor, views: RandomResizedCrop, view_id: int, number: int) -> T
 class FileSet:
     """Images in files: `start` gets the batches to come, `advance` begins the next of them.
 
-    `batch` then gives that one, always in the same memory, as a CUDA graph needs it. A view id is
-    the centre's or one of `views`.
+    `batch` then gives that one, until the next begins. A view id is the centre's or one of `views`.
     """
 
     def __init__(
@@ -150,10 +149,10 @@ class FileSet:
         self, batch: list[tuple[int, int]], parts: list[Future[Tensor | None]], pixels: Tensor
     ) -> Tensor:
         """The batch as uint8 on the device."""
-        read = [part.result() for part in parts]
+        found = [part.result() for part in parts]
         if self.stream is None:
             return pixels
-        encoded = [(slot, content) for slot, content in enumerate(read) if content is not None]
+        encoded = [(slot, content) for slot, content in enumerate(found) if content is not None]
         with torch.cuda.stream(self.stream):
             pixels = pixels.to(self.device, non_blocking=True)
             for start in range(0, len(encoded), AT_ONCE):

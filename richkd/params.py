@@ -399,7 +399,14 @@ class Params:
             network = getattr(self, key)
             if isinstance(network, TorchvisionTeacher):
                 continue  # its names are known to torchvision alone
-            if network.arch not in models.names() and not network.arch.startswith("torchvision/"):
+            if network.arch.startswith("torchvision/"):
+                from richkd.models import torchvision  # and torch, which take seconds
+
+                try:
+                    torchvision.check(network.arch)
+                except InputError as error:
+                    raise InputError(f"{key}.arch: {error}") from None
+            elif network.arch not in models.names():
                 allowed = ", ".join(models.names())
                 raise InputError(
                     f"{key}.arch is {network.arch!r}: must be one of {allowed}, torchvision/<name>"

@@ -3,8 +3,7 @@
 Folders by class: ImageNet-V2 (Recht et al., ICML 2019), -R (Hendrycks et al., ICCV 2021), -A
 (Hendrycks et al., CVPR 2021), -Sketch (Wang et al., NeurIPS 2019). A folder is named as in the
 training images, or, as in ImageNet-V2, by the number of the class. A set may hold some classes alone.
-Arrays: CIFAR-10.1 (Recht et al.,
-2018) and others like it, images and labels as two `.npy`.
+Arrays: CIFAR-10.1 (Recht et al., 2018) and others like it, images and labels as two `.npy`.
 """
 
 from collections.abc import Sequence

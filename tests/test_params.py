@@ -300,6 +300,15 @@ def test_torchvision_s_models_may_be_student_and_teacher(path):
     assert (loaded.teacher.arch, loaded.student.arch) == tuple(names.values())
 
 
+@pytest.mark.parametrize("key", ["teacher.arch", "student.arch"])
+def test_a_mistyped_model_of_torchvision_is_told_before_any_work(path, key):
+    write(path, {key: "torchvision/resnet180"})
+    with pytest.raises(InputError) as caught:
+        params.load(path=path)
+    said = f"{key}: model 'torchvision/resnet180' is unknown: torchvision has resnet18, "
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("file", "teacher", "student"),
     [

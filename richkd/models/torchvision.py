@@ -5,6 +5,7 @@ from difflib import get_close_matches
 import torchvision
 from torch import Tensor, nn
 
+from richkd.errors import InputError
 from richkd.models.output import ModelOutput
 
 
@@ -15,21 +16,27 @@ class Head(nn.Linear):
         return ModelOutput(super().forward(features), features)
 
 
-def build(name: str, num_classes: int) -> nn.Module:
-    """`torchvision/<name>`; `feature_dim` is the input of the last linear layer.
-
-    Where a dropout stands before that layer, features in training are those after it. Raises
-    ValueError for an unknown name and for a network whose logits are not one linear layer's.
-    """
+def check(name: str) -> None:
+    """InputError where `torchvision/<name>` is none of torchvision's classifiers."""
     short = name.removeprefix("torchvision/")
     known = torchvision.models.list_models(module=torchvision.models)
     if short not in known:
         close = ", ".join(get_close_matches(short, known, n=5, cutoff=0))
-        raise ValueError(f"model {name!r} is unknown: torchvision has {close} and others")
+        raise InputError(f"model {name!r} is unknown: torchvision has {close} and others")
+
+
+def build(name: str, num_classes: int) -> nn.Module:
+    """`torchvision/<name>`; `feature_dim` is the input of the last linear layer.
+
+    Where a dropout stands before that layer, features in training are those after it. Raises
+    InputError for an unknown name and for a network whose logits are not one linear layer's.
+    """
+    check(name)
+    short = name.removeprefix("torchvision/")
     network = torchvision.models.get_model(short, weights=None, num_classes=num_classes)
     *_, last = network.modules()
     if type(last) is not nn.Linear or getattr(network, "aux_logits", False):
-        raise ValueError(
+        raise InputError(
             f"model {name!r} is not supported: its logits must come from one linear layer, "
             "without auxiliary classifiers"
         )
