@@ -25,8 +25,16 @@ def start(device: torch.device) -> torch.device:
     """Join the processes that torchrun started, if it did; this one's device of that type.
 
     On its own a process takes a GPU that no other has (`richkd.devices`); those that torchrun started
-    take all from the first on. Raises InputError where a machine has fewer CUDA devices than these.
+    take all from the first on. Raises InputError where a machine has fewer CUDA devices than these, or
+    where torchrun would start them again with the addresses of those before.
     """
+    # github.com/pytorch/pytorch/issues/135712: they fail to connect, or wait for ever
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise InputError(
+            "after a restart these processes would not find each other: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and use the rendezvous c10d, or --max-restarts 0"
+        )
     if device.type == "cuda":
         count = torch.cuda.device_count()
         local = os.environ.get("LOCAL_RANK")

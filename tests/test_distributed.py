@@ -227,3 +227,12 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="process 3 of this machine finds only 2 CUDA devices"):
         distributed.start(torch.device("cuda"))
+
+
+def test_restarts_with_the_addresses_of_those_before_are_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(InputError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        distributed.start(torch.device("cpu"))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert distributed.start(torch.device("cpu")) == torch.device("cpu")
