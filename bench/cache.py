@@ -1,6 +1,6 @@
 """Images a second of the cache stage against the bare forward of the same model.
 
-ours  `cache.build`, all of it: views cut, tables allocated and written, files moved into place
+ours  `caching.build`, all of it: views cut, tables allocated and written, files moved into place
 bare  the model's forward on the same batches, which are there already
 """
 
@@ -11,7 +11,7 @@ import tempfile
 import torch
 
 from bench.common import alternate, report, speedup, spread
-from richkd import cache, models
+from richkd import caching, models
 from richkd.dataset import Split
 from richkd.engine import ResidentSet, start
 from richkd.views import Views
@@ -44,7 +44,7 @@ def main(
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 none = batches[0][:0]
-                cache.build("table", model, data, held_views, none, batch_size, "fp32", {}, "key")
+                caching.build("table", model, data, held_views, none, batch_size, "fp32", {}, "key")
 
     @torch.inference_mode()
     def bare() -> None:

@@ -16,26 +16,30 @@ from richkd.errors import InputError
 from richkd.folder import in_folders, say_unreadable, scan, subfolders, wnids
 
 
-def read(path: str | Sequence[str], info: Info) -> Split | Manifest | None:
+def read(
+    path: str | Sequence[str], info: Info, test: Split | Manifest
+) -> Split | Manifest | None:
     """The set, labelled as the training images; None where it is not there.
 
-    InputError where it is no such set, knows other classes, or holds what cannot be read.
+    InputError where it is no such set, knows other classes, holds what cannot be read, or arrays of
+    another size than the `test` images.
     """
     if isinstance(path, str):
         return _folders(Path(path), info) if Path(path).is_dir() else None
     if not all(Path(x).is_file() for x in path):
         return None
-    return _arrays(*path, info)
+    return _arrays(*path, info, test.images.shape[1:])
 
 
-def _arrays(images: str, labels: str, info: Info) -> Split:
+def _arrays(images: str, labels: str, info: Info, shape: tuple[int, ...]) -> Split:
     try:
         split = Split(*(np.lib.format.open_memmap(x, mode="r") for x in (images, labels)))
     except Exception as error:  # what numpy raises depends on where the file ends
         raise InputError(f"{images}, {labels}: not both arrays, or not whole: {error}") from None
     pixels, truth = split
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise InputError(f"{images} must be uint8 (N, H, W, 3), not {pixels.dtype} {pixels.shape}")
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
+        needed = ", ".join(map(str, shape))
+        raise InputError(f"{images} must be uint8 (N, {needed}), not {pixels.dtype} {pixels.shape}")
     whole = truth.shape == (len(pixels),) and np.issubdtype(truth.dtype, np.integer)
     if not whole or not len(truth) or truth.min() < 0 or truth.max() >= len(info.classes):
         raise InputError(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from richkd import cache, distributed, engine, imagesets, params, resume, weights
+from richkd import cache, caching, distributed, engine, imagesets, params, resume, weights
 from richkd.clip import ZeroShot, architecture, class_embeddings, tokenizer
 from richkd.dataset import load_split
 from richkd.files import read_json, write_json
@@ -36,7 +36,7 @@ def main(name: str) -> None:
     if held == "all":
         view_ids = range(len(data.views))
     key = resume.key(params.to_dict(p), [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION, __file__])
-    logits, features = cache.build(
+    logits, features = caching.build(
         f"cache/{name}",
         model,
         data,

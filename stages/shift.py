@@ -5,18 +5,18 @@ import shutil
 import numpy as np
 
 from richkd import params, shifted
-from richkd.dataset import SHIFTED, load_info, save_split
+from richkd.dataset import SHIFTED, load_info, load_split, save_split
 from richkd.files import write_json
 from stages import run
 
 
 def main() -> None:
     p = params.load("shifted")
-    info = load_info("data/info.json")
+    info, test = load_info("data/info.json"), load_split("data/test.safetensors")
     shutil.rmtree(SHIFTED, ignore_errors=True)
     found = {}
     for name, path in p.shifted.items():
-        images = shifted.read(path, info)
+        images = shifted.read(path, info, test)
         if images is None:
             where = path if isinstance(path, str) else ", ".join(path)
             found[name] = {"skipped": f"nothing is at {where}"}

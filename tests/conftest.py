@@ -102,6 +102,25 @@ def data(split):
     return ResidentSet(split, mean, std, Views(8, 8, pad=1, flip=True), torch.device("cpu"))
 
 
+@pytest.fixture(scope="module")
+def teacher(data):
+    """A small classifier of them, whose caches tests make."""
+    from richkd import models
+
+    torch.manual_seed(0)
+    model = models.create("resnet8", 4)
+    model(data.batch(torch.arange(22), torch.arange(22) % 18))  # moves the running statistics
+    return model.eval()
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """5 rows of features a file, 80 of logits: ends lie within batches."""
+    from richkd import caching
+
+    monkeypatch.setattr(caching, "SHARD_BYTES", caching.HEADER + 5 * 64 * 2)
+
+
 class Killed(Exception):
     """Stands for whatever ends a run in the middle."""
 

@@ -1,55 +1,20 @@
-"""A cache holds what running the teacher gives, and is used for nothing else."""
+"""A lookup gives what running the teacher gives, and a cache is used for nothing else."""
 
-import errno
-import json
-import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from richkd import cache, distributed, losses, models, weights
+from richkd import cache, caching, losses, models, weights
 from richkd.dataset import save_split
 from richkd.engine import ResidentSet
 from richkd.errors import InputError
-from richkd.models import ModelOutput
 from richkd.views import RandomResizedCrop, Views
+from tables import VALIDATION, build, shards, table
 
 CPU = torch.device("cpu")
-PARTS = ("logits", "features", "classes")
-VALIDATION = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def saved_after_every_batch(monkeypatch):
-    monkeypatch.setattr(cache, "SAVE_EVERY", 0)
-
-
-@pytest.fixture(scope="module")
-def teacher(data):
-    torch.manual_seed(0)
-    model = models.create("resnet8", 4)
-    model(data.batch(torch.arange(22), torch.arange(22) % 18))  # moves the running statistics
-    return model.eval()
-
-
-def build(name, teacher, data, view_ids=range(18), key="key", made_from=(), top_k=None):
-    return cache.build(
-        f"cache/{name}", teacher, data, view_ids, VALIDATION, 4, "fp32", dict(made_from), key, top_k
-    )
-
-
-def shards(name, part):
-    return [np.load(path) for path in sorted(cache.Path(f"cache/{name}").glob(f"{part}-*.npy"))]
-
-
-def table(name, num_classes=None):
-    parts = {part: shards(name, part) for part in PARTS}
-    rows = {part: torch.from_numpy(np.concatenate(x)) for part, x in parts.items() if x}
-    views = {part: x.view(-1, 22, x.shape[1]) for part, x in rows.items()}
-    return cache.Table(**views, num_classes=num_classes)
 
 
 def same(found, ids, view_ids, expected):
@@ -61,11 +26,6 @@ def same(found, ids, view_ids, expected):
     features = found.features(ids, view_ids)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, expected.features, rtol=5e-4, atol=1e-4)
-
-
-def content(name):
-    folder = cache.Path("cache") / name
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_every_lookup_is_what_the_teacher_gives_for_the_view(here, teacher, data):
@@ -97,60 +57,6 @@ def test_the_centre_alone_answers_for_every_view(here, teacher, data):
         same(found, ids, torch.tensor(views), expected)
 
 
-def test_the_validation_images_are_run_as_they_are(here, teacher, data):
-    logits, features = build("teacher", teacher, data)
-    with torch.no_grad():
-        expected = teacher(VALIDATION)
-    torch.testing.assert_close(logits, expected.logits)
-    torch.testing.assert_close(features, expected.features)
-    np.testing.assert_array_equal(np.load("cache/teacher/validation.npy"), logits.numpy())
-
-
-def test_a_killed_build_goes_on_where_it_stopped(here, teacher, data, killed_after):
-    build("whole", teacher, data)
-    with killed_after(teacher, 40):
-        build("broken", teacher, data)
-    assert not cache.Path("cache/broken").exists()
-    calls = []
-    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
-    build("broken", teacher, data)
-    handle.remove()
-    # Each time one that tells the shapes; 18 views of 6 batches, of which 39 are done; 2 batches of
-    # validation images.
-    assert len(calls) == 1 + 18 * 6 - 39 + 2
-    assert content("broken") == content("whole")
-    assert not list(cache.FOLDER.iterdir())
-
-
-@pytest.mark.parametrize("calls", [0, 109, 110])  # before all, before validation, within it
-def test_a_build_killed_anywhere_ends_where_the_unbroken_one_does(
-    here, teacher, data, killed_after, calls
-):
-    build("whole", teacher, data)
-    with killed_after(teacher, calls):
-        build("broken", teacher, data)
-    build("broken", teacher, data)
-    assert content("broken") == content("whole")
-
-
-def test_another_experiment_never_goes_on(here, teacher, data, killed_after):
-    torch.manual_seed(1)
-    other = models.create("resnet8", 4).eval()
-    with killed_after(teacher, 40):
-        build("x", teacher, data, key="one")
-    build("x", other, data, key="another")
-    build("whole", other, data, key="another")
-    assert content("x") == content("whole")
-
-
-def test_a_new_cache_replaces_the_old_one(here, teacher, data):
-    build("x", teacher, data, made_from={"a": 1})
-    build("x", teacher, data, [data.views.center], made_from={"a": 2})
-    assert [x.shape for x in shards("x", "logits")] == [(22, 4)]
-    shape = {"views": 1, "images": 22, "classes": 4}
-    assert json.loads(cache.Path("cache/x/cache.json").read_text()) == {"a": 2, "shape": shape}
-
-
 # --- what it was made from ----------------------------------------------------------------------
 
 MORE = {"prompt_list": ["a photo of {}"], "logit_scale": "model"}
@@ -161,7 +67,7 @@ def made(here, split, teacher, data):
     """A CLIP-like cache with all that it is made from in place."""
     save_split(cache.TRAIN, split)
     weights.save("models/clip/seed0", teacher.state_dict(), {})
-    made_from = cache.identity(cache.Path("models/clip/seed0"), data.views, "all", None, **MORE)
+    made_from = cache.identity(Path("models/clip/seed0"), data.views, "all", None, **MORE)
     build("clip", teacher, data, made_from=made_from)
 
 
@@ -175,7 +81,7 @@ def test_a_cache_is_used_where_nothing_changed(made, teacher, data):
 
 def test_a_cache_beside_random_crops_is_used_where_these_are_the_same(made, teacher, data):
     crops = RandomResizedCrop(8, (0.1, 1.0), (0.7, 1.4), True)
-    made_from = cache.identity(cache.Path("models/clip/seed0"), crops, "center", None, **MORE)
+    made_from = cache.identity(Path("models/clip/seed0"), crops, "center", None, **MORE)
     build("clip", teacher, data, [data.views.center], made_from=made_from)
     cache.of("clip", crops, "center", None, CPU, **MORE)
     crops.ratio = (0.7, 1.5)
@@ -227,13 +133,13 @@ def test_a_cache_of_a_teacher_that_sees_images_otherwise_is_refused(made, teache
 
 
 def test_a_cache_whose_teacher_is_gone_is_refused(made, data):
-    cache.Path("models/clip/seed0.json").unlink()
+    Path("models/clip/seed0.json").unlink()
     with pytest.raises(InputError, match="models/clip holds no model"):
         cache.of("clip", data.views, "all", None, CPU, **MORE)
 
 
 def test_a_cache_that_is_not_there_is_named(made, data):
-    cache.Path("cache/clip/cache.json").unlink()
+    Path("cache/clip/cache.json").unlink()
     with pytest.raises(FileNotFoundError, match="cache/clip/cache.json"):
         cache.of("clip", data.views, "all", None, CPU, **MORE)
 
@@ -335,98 +241,13 @@ def test_a_table_on_a_gpu_is_whole_whatever_the_shards(views, rows):
 
 
 def test_a_variant_reads_its_parts_alone(made, data, capsys):
-    cache.Path("cache/clip/features-000.npy").unlink()
+    Path("cache/clip/features-000.npy").unlink()
     table = cache.of("clip", data.views, "all", None, CPU, ["logits"], **MORE)
     assert list(table.parts) == ["logits"]
     assert "cache/clip: 0.0 MB of logits, on the cpu" in capsys.readouterr().out
 
 
-# --- shards -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    """5 rows of features a file, 80 of logits: ends lie within batches."""
-    monkeypatch.setattr(cache, "SHARD_BYTES", cache.HEADER + 5 * 64 * 2)
-
-
-@pytest.fixture
-def few_saves(monkeypatch):
-    """Flushing hundreds of files after every batch takes seconds."""
-    monkeypatch.setattr(cache, "SAVE_EVERY", 5)
-
-
-def test_shards_hold_the_rows_of_one_file(
-    few_saves, small_shards, here, teacher, data, monkeypatch
-):
-    build("x", teacher, data)
-    assert [len(x) for x in shards("x", "logits")] == [80] * 4 + [76]
-    assert [len(x) for x in shards("x", "features")] == [5] * 79 + [1]
-    sizes = [path.stat().st_size for path in cache.Path("cache/x").glob("*-*.npy")]
-    assert max(sizes) == cache.SHARD_BYTES
-    monkeypatch.setattr(cache, "SHARD_BYTES", 256_000_000)
-    build("whole", teacher, data)
-    assert len(shards("whole", "logits")) == len(shards("whole", "features")) == 1
-    for part, rows in table("x").parts.items():
-        assert torch.equal(rows, table("whole").parts[part])
-
-
-FEW = range(5)  # views, 30 batches
-
-
-def test_a_build_of_shards_killed_goes_on_to_the_same_bytes(
-    small_shards, here, teacher, data, killed_after
-):
-    build("unbroken", teacher, data, FEW)
-    with killed_after(teacher, 17):
-        build("broken", teacher, data, FEW)
-    build("broken", teacher, data, FEW)
-    assert content("broken") == content("unbroken")
-
-
-def together(monkeypatch, work):
-    """Call `work` in two threads which take themselves for two processes; what one raises."""
-    own, meeting, errors = threading.local(), threading.Barrier(2), []
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
-    monkeypatch.setattr(distributed, "rank", lambda: own.rank)
-    monkeypatch.setattr(distributed, "wait", lambda: meeting.wait(60))
-
-    def process(rank):
-        own.rank = rank
-        try:
-            work()
-        except threading.BrokenBarrierError:
-            pass  # the other has failed
-        except BaseException as error:
-            errors.append(error)
-            meeting.abort()
-
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
-def test_two_processes_write_the_bytes_of_one_also_killed_and_resumed(
-    small_shards, here, teacher, data, killed_after, monkeypatch
-):
-    build("one", teacher, data, FEW)
-    calls = []
-    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
-    with killed_after(teacher, 17):
-        together(monkeypatch, lambda: build("two", teacher, data, FEW))
-    assert not cache.Path("cache/two").exists()
-    together(monkeypatch, lambda: build("two", teacher, data, FEW))
-    handle.remove()
-    assert content("two") == content("one")
-    # Both tell the shapes, twice, and run the validation images; no batch is run again.
-    assert len(calls) == 2 * 2 + 5 * 6 + 2 * 2
-
-
-def test_a_cache_in_shards_is_used_as_one_in_a_file(few_saves, small_shards, made, teacher, data):
+def test_a_cache_in_shards_is_used_as_one_in_a_file(small_shards, made, teacher, data):
     ids, views = torch.tensor([1, 2, 21, 0]), torch.tensor([3, 4, 17, 0])
     found = cache.of("clip", data.views, "all", None, CPU, **MORE).reader(data)
     assert type(found) is cache.Streamed
@@ -495,43 +316,20 @@ def test_probabilities_of_the_largest_and_of_the_rest_are_the_teacher_s(here, sh
         assert (rest > whole_rest - 1e-3).all() and (rest > whole_rest + 0.02).any()
 
 
-@pytest.mark.parametrize(("classes", "kind"), [(2**15, np.int16), (2**15 + 1, np.int32)])
-def test_classes_take_16_bits_where_these_hold_them(here, data, classes, kind):
-    class Last(nn.Module):
-        def forward(self, images):
-            logits = torch.zeros(len(images), classes)
-            logits[:, -1] = 5
-            return ModelOutput(logits, logits[:, :2])
-
-    build("x", Last(), data, [data.views.center], top_k=1)
-    (found,) = shards("x", "classes")
-    assert found.dtype == kind
-    ids = torch.arange(2)
-    assert table("x", classes).logits(ids, ids).argmax(1).tolist() == [classes - 1] * 2
-
-
-@pytest.mark.parametrize("top_k", [4, 5])
-def test_as_many_as_there_are_classes_are_refused(here, teacher, data, top_k):
-    with pytest.raises(InputError) as caught:
-        build("x", teacher, data, top_k=top_k)
-    assert str(caught.value) == f"cache.top_k is {top_k}: must be below the number of classes, 4"
-    assert not cache.Path("cache").exists() and not cache.FOLDER.exists()
-
-
 def saved(model, arch, classes, mean, std):
     record = {
         "kind": "classifier", "arch": arch, "num_classes": classes, "mean": mean, "std": std,
         "center": None,
     }  # fmt: skip
     weights.save("models/teacher/seed0", model.state_dict(), record)
-    return cache.Path("models/teacher/seed0")
+    return Path("models/teacher/seed0")
 
 
-@pytest.mark.parametrize("size", [cache.SHARD_BYTES, 1024])  # a file a part, or several
+@pytest.mark.parametrize("size", [caching.SHARD_BYTES, 1024])  # a file a part, or several
 def test_a_cache_of_the_largest_is_used_and_another_number_refused(
-    few_saves, here, split, sharp, data, monkeypatch, size
+    here, split, sharp, data, monkeypatch, size
 ):
-    monkeypatch.setattr(cache, "SHARD_BYTES", size)
+    monkeypatch.setattr(caching, "SHARD_BYTES", size)
     model, _ = sharp
     save_split(cache.TRAIN, split)
     path = saved(model, "resnet8", 10, data.mean, data.std)
@@ -567,7 +365,7 @@ def online(request, here, split, sharp, data):
 
 def test_an_online_cache_has_no_tables_and_is_checked_as_any_other(online, sharp, data, capsys):
     model, _ = sharp
-    files = {path.name for path in cache.Path("cache/teacher").iterdir()}
+    files = {path.name for path in Path("cache/teacher").iterdir()}
     assert files == {"cache.json", "validation.npy"}
     with torch.no_grad():
         expected = model(VALIDATION).logits.numpy()
@@ -576,14 +374,6 @@ def test_an_online_cache_has_no_tables_and_is_checked_as_any_other(online, sharp
         cache.of("teacher", data.views, "center", None, CPU)
     cache.of("teacher", data.views, "online", None, CPU)
     assert "cache/teacher: the teacher runs along, on the cpu" in capsys.readouterr().out
-
-
-def test_building_an_online_cache_runs_the_validation_images_alone(here, teacher, data):
-    calls = []
-    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
-    build("x", teacher, data, [])
-    handle.remove()
-    assert len(calls) == 1 + 2  # one tells the shapes
 
 
 def test_a_teacher_that_runs_along_teaches_as_the_table_of_all_views(online, data):
@@ -618,64 +408,3 @@ def test_a_teacher_that_runs_along_runs_once_a_batch_and_learns_nothing(online, 
             assert {x.dtype for x in found} == {torch.float32}
             assert calls == [(False, False)] * (2 * turn + number + 1)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-
-
-# --- sizes --------------------------------------------------------------------------------------
-
-
-def test_sizes_are_said_before_the_work_starts(here, teacher, data, killed_after, capsys):
-    with killed_after(teacher, 1):  # the one that tells the shapes
-        build("teacher", teacher, data)
-    said = capsys.readouterr().out
-    assert "logits 396 × 4, features 396 × 64 in 16 bits: 0.1 MB, and as much in" in said
-
-
-def test_too_little_disk_is_an_error_before_the_work(here, teacher, data, monkeypatch):
-    needed = 2 * 2 * 18 * 22 * (4 + 64)
-    usage = cache.shutil.disk_usage(here)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
-    calls = []
-    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(InputError, match="a cache of 0.1 MB, and as much in DVC's, do not fit on"):
-        build("teacher", teacher, data)
-    handle.remove()
-    assert len(calls) == 1 and not cache.Path("cache").exists()
-
-
-@pytest.mark.parametrize("value", [1e5, float("nan")])
-def test_what_16_bits_do_not_hold_is_refused(here, teacher, data, value):
-    def spoil(module, inputs, output):
-        output.features[-1, 3] = value
-
-    handle = teacher.register_forward_hook(spoil)
-    with pytest.raises(InputError, match="cache/x: the features of images 0 to 3 are not finite, or"):
-        build("x", teacher, data)
-    handle.remove()
-    assert not cache.Path("cache").exists()
-
-
-def test_a_full_device_says_what_to_lower(here, teacher, data, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    build("x", teacher, data)  # the shapes can be told
-    monkeypatch.setattr(cache, "_rows", full)
-    with pytest.raises(InputError, match="out of memory: lower cache.batch_size"):
-        build("teacher", teacher, data)
-
-
-def test_a_disk_too_small_is_an_error_before_the_work(here, teacher, data, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(cache.os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        build("teacher", teacher, data)
-    assert not cache.Path("cache").exists()
-
-
-def test_a_disk_that_fills_up_meanwhile_is_one_line(here, teacher, data, monkeypatch):
-    monkeypatch.setattr(cache.os, "pwrite", lambda *_: 7)
-    with pytest.raises(InputError, match=r"logits-000\.npy could not be written"):
-        build("teacher", teacher, data)
-    assert not cache.Path("cache/teacher").exists()

@@ -1,10 +1,11 @@
 """The terms under which students learn: exact as an online teacher, with gradients where due."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from richkd import cache, losses, models
+from richkd import caching, losses, models
 from richkd.cache import Table
 from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
 from richkd.losses import ContrastiveMemory
@@ -42,8 +43,8 @@ def test_tables_give_the_loss_of_online_teachers_on_the_augmented_images(here, s
         model(data.batch(torch.arange(22), torch.arange(22) % 18))  # moves the statistics
         teachers.append(model.eval())
         validation = torch.zeros(1, 3, 8, 8)
-        cache.build(f"cache/{arch}", model, data, range(18), validation, 5, "fp32", {}, "key")
-        parts = {x: cache.np.load(f"cache/{arch}/{x}-000.npy") for x in ("logits", "features")}
+        caching.build(f"cache/{arch}", model, data, range(18), validation, 5, "fp32", {}, "key")
+        parts = {x: np.load(f"cache/{arch}/{x}-000.npy") for x in ("logits", "features")}
         views = {part: torch.from_numpy(x).view(18, 22, -1) for part, x in parts.items()}
         tables.append(Table(**views))
     draw = generator(1)

@@ -13,7 +13,7 @@ import small_imagenet
 import stages.shift
 import trees
 from richkd import shifted
-from richkd.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info
+from richkd.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info, save_split
 from richkd.errors import InputError
 from richkd.folder import wnids
 
@@ -21,15 +21,20 @@ CLASSES = trees.WNIDS[:4]
 FILES = Info(name="imagenet", classes=["a", "b", "c", "d"], mean=[], std=[], folders=CLASSES)
 ARRAYS = Info(name="cifar10", classes=["a", "b", "c", "d"], mean=[], std=[])
 OTHER = "n01484850"  # of ImageNet, and not in the data set
+TEST = Split(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64))
 
 
 def numbered(wnid):
     return str(wnids().index(wnid))
 
 
+def read(path, info):
+    return shifted.read(path, info, TEST)
+
+
 def refusal(path, info):
     with pytest.raises(InputError) as caught:
-        shifted.read(path, info)
+        read(path, info)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -41,7 +46,7 @@ def test_some_classes_by_their_folders(tmp_path, capsys):
     """As ImageNet-R, -A and -Sketch: the labels are those of the data set."""
     trees.shifted(tmp_path / "r", {CLASSES[3]: 3, CLASSES[1]: 1, OTHER: 0})
     (tmp_path / "r/README.txt").write_text("not a class")
-    found = shifted.read(str(tmp_path / "r"), FILES)
+    found = read(str(tmp_path / "r"), FILES)
     assert isinstance(found, Manifest)
     assert found.labels.tolist() == [1] * 3 + [3] * 3
     assert found.paths == [f"r/{CLASSES[label]}/{i}.png" for label in (1, 3) for i in range(3)]
@@ -53,7 +58,7 @@ def test_some_classes_by_their_folders(tmp_path, capsys):
 def test_classes_by_their_numbers(tmp_path, capsys):
     """As ImageNet-V2, where 10 comes before 2."""
     trees.shifted(tmp_path / "v2", {numbered(wnid): i for i, wnid in enumerate(CLASSES)} | {"999": 0, "17": 1})
-    found = shifted.read(str(tmp_path / "v2"), FILES)
+    found = read(str(tmp_path / "v2"), FILES)
     names = [Path(path).parent.name for path in found.paths]
     assert names == sorted(names) and len(names) == 12
     assert [CLASSES[label] for label in found.labels] == [wnids()[int(name)] for name in names]
@@ -63,13 +68,13 @@ def test_classes_by_their_numbers(tmp_path, capsys):
 def test_numbers_are_names_where_the_data_set_is_another(tmp_path):
     trees.shifted(tmp_path / "x", {"7": 0, "12": 1})
     info = Info(name="folder", classes=["a", "b"], mean=[], std=[], folders=["12", "7"])
-    found = shifted.read(str(tmp_path / "x"), info)
+    found = read(str(tmp_path / "x"), info)
     assert found.labels.tolist() == [0] * 3 + [1] * 3 and found.paths[0] == "x/12/0.png"
 
 
 def test_all_classes_say_nothing(tmp_path, capsys):
     trees.shifted(tmp_path / "r", {wnid: i for i, wnid in enumerate(CLASSES)})
-    assert len(shifted.read(f"{tmp_path}/r/", FILES).labels) == 12
+    assert len(read(f"{tmp_path}/r/", FILES).labels) == 12
     assert "left out" not in capsys.readouterr().out
 
 
@@ -101,9 +106,9 @@ def test_a_class_without_images_is_named(tmp_path):
 
 def test_what_is_not_there_is_none(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    assert shifted.read(str(tmp_path / "gone"), FILES) is None
-    assert shifted.read(str(tmp_path / "file"), FILES) is None
-    assert shifted.read((str(tmp_path / "file"), str(tmp_path / "gone")), ARRAYS) is None
+    assert read(str(tmp_path / "gone"), FILES) is None
+    assert read(str(tmp_path / "file"), FILES) is None
+    assert read((str(tmp_path / "file"), str(tmp_path / "gone")), ARRAYS) is None
 
 
 # --- arrays -------------------------------------------------------------------------------------
@@ -139,7 +144,7 @@ def pair(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int32])
 def test_a_pair_of_arrays(pair, dtype):
-    found = shifted.read(pair(IMAGES, LABELS.astype(dtype)), ARRAYS)
+    found = read(pair(IMAGES, LABELS.astype(dtype)), ARRAYS)
     assert isinstance(found, Split) and found.labels.dtype == np.int64
     np.testing.assert_array_equal(found.images, IMAGES)
     np.testing.assert_array_equal(found.labels, LABELS)
@@ -147,17 +152,20 @@ def test_a_pair_of_arrays(pair, dtype):
 
 NUMBERS = "{1} must hold 6 whole numbers, 0 to 3"
 WRONG = {
-    "floats": (IMAGES / 255, LABELS, "{0} must be uint8 (N, H, W, 3), not float64 (6, 8, 8, 3)"),
+    "floats": (IMAGES / 255, LABELS, "{0} must be uint8 (N, 8, 8, 3), not float64 (6, 8, 8, 3)"),
     "channels first": (
-        IMAGES.transpose(0, 3, 1, 2), LABELS, "{0} must be uint8 (N, H, W, 3), not uint8 (6, 3, 8, 8)",
+        IMAGES.transpose(0, 3, 1, 2), LABELS, "{0} must be uint8 (N, 8, 8, 3), not uint8 (6, 3, 8, 8)",
     ),
-    "one image": (IMAGES[0], LABELS, "{0} must be uint8 (N, H, W, 3), not uint8 (8, 8, 3)"),
+    "another size": (
+        IMAGES[:, 1:], LABELS, "{0} must be uint8 (N, 8, 8, 3), not uint8 (6, 7, 8, 3)",
+    ),
+    "one image": (IMAGES[0], LABELS, "{0} must be uint8 (N, 8, 8, 3), not uint8 (8, 8, 3)"),
     "a label less": (IMAGES, LABELS[1:], NUMBERS),
     "one-hot": (IMAGES, np.eye(6, 4), NUMBERS),
     "labels that are floats": (IMAGES, LABELS / 1, NUMBERS),
     "a class more": (IMAGES, LABELS + 1, NUMBERS),
     "a negative label": (IMAGES, LABELS - 1, NUMBERS),
-    "the other way round": (LABELS, IMAGES, "{0} must be uint8 (N, H, W, 3), not int64 (6,)"),
+    "the other way round": (LABELS, IMAGES, "{0} must be uint8 (N, 8, 8, 3), not int64 (6,)"),
 }  # fmt: skip
 
 
@@ -197,6 +205,7 @@ def test_the_stage_says_what_it_found_and_what_not(here, capsys):
     params["shifted"] = {"v2": "v2", "r": str(here / "r"), "a": "nowhere/imagenet-a"}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     save_info("data/info.json", FILES)
+    save_split("data/test.safetensors", TEST)
     stages.shift.main()
     assert json.loads((SHIFTED / "sets.json").read_text()) == {
         "v2": {"images": 12, "classes": [0, 1, 2, 3]},
@@ -219,6 +228,7 @@ def test_the_stage_takes_arrays(here, pair):
     params["shifted"] = {"cifar10_1": [images, labels], "other": [images, "gone.npy"]}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     save_info("data/info.json", ARRAYS)
+    save_split("data/test.safetensors", TEST)
     stages.shift.main()
     assert json.loads((SHIFTED / "sets.json").read_text()) == {
         "cifar10_1": {"images": 6, "classes": [0, 1, 2, 3]},
