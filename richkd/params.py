@@ -6,13 +6,12 @@ not declare.
 """
 
 import json
-from dataclasses import asdict, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from string import Formatter
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from richkd import corruptions, models
 from richkd.errors import InputError, one_line
+from richkd.explain import explain
 
 section = partial(
     dataclass,
@@ -397,19 +397,19 @@ class Params:
     def __post_init__(self) -> None:
         for key in ("teacher", "student"):
             network = getattr(self, key)
-            if isinstance(network, TorchvisionTeacher):
-                continue  # its names are known to torchvision alone
-            if network.arch.startswith("torchvision/"):
+            known_there = isinstance(network, TorchvisionTeacher)
+            arch = f"torchvision/{network.arch}" if known_there else network.arch
+            if arch.startswith("torchvision/"):
                 from richkd.models import torchvision  # and torch, which take seconds
 
                 try:
-                    torchvision.check(network.arch)
+                    torchvision.check(arch)
                 except InputError as error:
                     raise InputError(f"{key}.arch: {error}") from None
-            elif network.arch not in models.names():
+            elif arch not in models.names():
                 allowed = ", ".join(models.names())
                 raise InputError(
-                    f"{key}.arch is {network.arch!r}: must be one of {allowed}, torchvision/<name>"
+                    f"{key}.arch is {arch!r}: must be one of {allowed}, torchvision/<name>"
                 )
             if isinstance(network, Training):
                 late = [epoch for epoch in network.milestones if epoch >= network.epochs]
@@ -498,7 +498,7 @@ def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
     except (YAMLError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable as YAML: {one_line(error)}") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error.errors())}") from None
+        raise InputError(f"{path}: {explain(error.errors(), Params)}") from None
     chosen = SimpleNamespace()
     for key in keys:
         scope, value, (*parents, name) = chosen, params, key.split(".")
@@ -514,74 +514,3 @@ def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
 def to_dict(chosen: Any) -> Any:
     """What `load` returned, or parts of it, as plain dicts and lists: to record beside a model."""
     return json.loads(json.dumps(chosen, default=lambda x: asdict(x) if is_dataclass(x) else vars(x)))
-
-
-def _explain(errors: list[dict[str, Any]]) -> str:
-    """One line of pydantic's errors, of the first wrong key: its value and what is allowed."""
-    # A misspelt key is missing, too: its own spelling says more.
-    unknown = (error for error in errors if error["type"] == "unexpected_keyword_argument")
-    error = next(unknown, errors[0])
-    # A key that takes either of two kinds has an error for each: the deepest knows the value best.
-    for other in errors:
-        if _location(other)[: len(_location(error))] == _location(error):
-            error = max(error, other, key=lambda e: len(_location(e)))
-    location = _location(error)
-    key = ".".join(location)
-    if error["type"] == "unexpected_keyword_argument":
-        allowed = _keys_beside(error)
-        close = get_close_matches(location[-1], allowed, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{key} is not a parameter: {hint}allowed are {', '.join(allowed)}"
-    if error["type"] == "missing":
-        return f"{key} is missing"
-    if error["type"].startswith("union_tag"):  # which kind of section it is, is itself wrong
-        tag = error["ctx"]["discriminator"].strip("'")
-        if error["type"] == "union_tag_not_found":
-            return f"{key}.{tag} is missing"
-        return f"{key}.{tag} is {error['ctx']['tag']!r}: must be one of {error['ctx']['expected_tags']}"
-    if not key:  # a check across sections names its keys itself
-        return str(error.get("ctx", {}).get("error", error["msg"]))
-    same = [_message(other) for other in errors if _location(other) == location]
-    return f"{key} is {error['input']!r}: {' or '.join(same)}"
-
-
-def _message(error: dict[str, Any]) -> str:
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return error["msg"].removeprefix("Input ").removeprefix("Tuple ")
-
-
-def _location(error: dict[str, Any]) -> list[str]:
-    """The keys down to the value, without pydantic's names for the branches of a union."""
-    parts = [str(part) for part in error["loc"]]
-    if len(parts) > 1 and parts[0] in _kinds():
-        del parts[1]  # the kind of section
-    kept = [part for part in parts if part.isidentifier() or part.isdigit()]
-    if error["type"] == "unexpected_keyword_argument" and kept[-1:] != parts[-1:]:
-        kept.append(parts[-1])  # a wrong key may look like anything
-    return kept
-
-
-def _keys_beside(error: dict[str, Any]) -> list[str]:
-    """The keys allowed where a wrong one stands."""
-    kind: Any = Params
-    if len(error["loc"]) > 1 and error["loc"][0] in _kinds():
-        kind = _kinds()[error["loc"][0]][error["loc"][1]]
-        path = error["loc"][2:-1]
-    else:
-        path = error["loc"][:-1]
-    for part in path:
-        kind = get_type_hints(kind)[part]
-    return [field.name for field in fields(kind)]
-
-
-def _kinds() -> dict[str, dict[str, type]]:
-    """The sections that come in several kinds, by the word that tells these apart."""
-    kinds = {}
-    for name, hint in get_type_hints(Params, include_extras=True).items():
-        if tag := getattr(getattr(hint, "__metadata__", [None])[0], "discriminator", None):
-            of = {}
-            for kind in get_args(get_args(hint)[0]):
-                of |= dict.fromkeys(get_args(get_type_hints(kind)[tag]), kind)
-            kinds[name] = of
-    return kinds

@@ -300,9 +300,19 @@ def test_torchvision_s_models_may_be_student_and_teacher(path):
     assert (loaded.teacher.arch, loaded.student.arch) == tuple(names.values())
 
 
-@pytest.mark.parametrize("key", ["teacher.arch", "student.arch"])
-def test_a_mistyped_model_of_torchvision_is_told_before_any_work(path, key):
-    write(path, {key: "torchvision/resnet180"})
+THERE = {"source": "torchvision", "arch": "resnet180", "weights": "DEFAULT", "min_accuracy": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("teacher.arch", {"teacher.arch": "torchvision/resnet180"}),
+        ("teacher.arch", {"teacher": THERE}),
+        ("student.arch", {"student.arch": "torchvision/resnet180"}),
+    ],
+)
+def test_a_mistyped_model_of_torchvision_is_told_before_any_work(path, key, changes):
+    write(path, changes)
     with pytest.raises(InputError) as caught:
         params.load(path=path)
     said = f"{key}: model 'torchvision/resnet180' is unknown: torchvision has resnet18, "
