@@ -133,7 +133,7 @@ def build(
     """Run `model` on the views of every image; goes on where a killed run of this `key` stopped.
 
     `validation` is normalised images (M, 3, H, W), as `predict` takes them; `made_from` comes from
-    `identity`. Several processes share the batches and write the same bytes as one. Returns the
+    `cache.identity`. Several processes share the batches and write the same bytes as one. Returns the
     logits (M, C) and features (M, D) of the validation images. InputError where disk or memory are
     too small or there are no more than `top_k` classes, before the work starts where that can be told.
     """

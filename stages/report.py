@@ -6,6 +6,7 @@ import pandas as pd
 
 from richkd import params, plots, report
 from richkd.files import read_json, replacing, write_json
+from richkd.summary import TEACHERS, accuracies, summarize, table
 from stages import run
 
 
@@ -15,17 +16,17 @@ def main() -> None:
         "baseline.variants", "distill.variants", "distill.seeds", "corruptions",
         "cache.top_k", "calibration.threshold",
     )  # fmt: skip
-    models = [*report.TEACHERS, *p.baseline.variants, *p.distill.variants]
-    summary, runs = report.summarize(models), report.accuracies(models)
+    models = [*TEACHERS, *p.baseline.variants, *p.distill.variants]
+    summary, runs = summarize(models), accuracies(models)
     page = report.render(p, summary, Path("params.yaml").read_text())
     fusion, curve = read_json("metrics/fusion.json"), pd.read_csv("metrics/fusion/alpha.csv")
-    validation = {model: fusion[model]["accuracy"] for model in report.TEACHERS if fusion}
+    validation = {model: fusion[model]["accuracy"] for model in TEACHERS if fusion}
     labels = {model: report.label(model) for model in models}
     picture = plots.overview(curve, p.fusion.alpha, validation, runs, labels)
 
     write_json("metrics/summary.json", summary)
     with replacing("metrics/summary.csv") as part:
-        report.table(summary, runs).to_csv(part, index=False)
+        table(summary, runs).to_csv(part, index=False)
     with replacing("report/index.html") as part:
         part.write_text(page)
     with replacing("report/results.png") as part:

@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 import trees
-from richkd import plots, report
+from richkd import report
 from richkd.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info, save_split
 from richkd.evaluation import ALEXNET, score
 from richkd.files import replacing, write_array, write_json
 from richkd.metrics import summarize
+from richkd.summary import TEACHERS, signed, spread
 from stages import calibrate
 from stages import report as stage
 
@@ -142,7 +142,7 @@ def curves(rng, model, runs, validation):
 def teachers(rng, validation):
     """What `fusion` and `cache` write."""
     keys = "accuracy nll ece semantic_closeness".split() + list(report.QUADRANTS)
-    fusion = {model: dict(zip(keys, rng.random(len(keys)))) for model in report.TEACHERS}
+    fusion = {model: dict(zip(keys, rng.random(len(keys)))) for model in TEACHERS}
     fusion["best_alpha"] = {"alpha": 0.5, "accuracy": 0.87654}
     write_json("metrics/fusion.json", fusion if validation else {})
     grid = {"alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
@@ -265,7 +265,7 @@ def test_page_holds_the_numbers(page, full):
     summary = json.loads((full / "metrics/summary.json").read_text())
     for values in summary.values():
         for metric in report.columns(summary):
-            assert report.spread(values, metric) in text
+            assert spread(values, metric) in text
     assert "87.7 %" in text  # the best alpha's
     assert "65.0 %" in text and "60.0 %" in text and "+5.0 points" in text  # prompts
     assert (full / "params.yaml").read_text().strip() in text
@@ -277,7 +277,7 @@ def test_best_student_of_each_column_is_bold(page, full):
     summary = json.loads((full / "metrics/summary.json").read_text())
     students = [summary[name] for name in ("ce", "kd", "L", "F", "LF")]
     best = max(students, key=lambda values: values["top1"])
-    assert f"<strong>{report.spread(best, 'top1')}</strong>" in page
+    assert f"<strong>{spread(best, 'top1')}</strong>" in page
 
 
 def test_names_are_escaped(page):
@@ -305,7 +305,7 @@ def test_small_experiments(here, change):
     assert ("one seed" in text) == (len(settings["seeds"]) == 1)
     assert ("ice textures" in text) == ("corruptions" not in change)
     students = settings["baselines"] + settings["distilled"]
-    assert list(pd.read_csv("metrics/summary.csv").model) == [*report.TEACHERS, *students]
+    assert list(pd.read_csv("metrics/summary.csv").model) == [*TEACHERS, *students]
 
 
 # --- kinds of experiments -----------------------------------------------------------------------
@@ -487,7 +487,7 @@ def test_mean_corruption_error_has_a_column(imagenet):
     assert "mce_sd" in summary["kd"] and "mce_sd" not in summary["teacher"]
     assert "mCE, % ↓" in said(page) and "each corruption’s divided by AlexNet’s published one" in said(page)
     best = min((summary[name] for name in ("ce", "kd", "L", "LF")), key=lambda values: values["mce"])
-    assert f"<strong>{report.spread(best, 'mce')}</strong>" in (imagenet / "report/index.html").read_text()
+    assert f"<strong>{spread(best, 'mce')}</strong>" in (imagenet / "report/index.html").read_text()
     assert "published ImageNet-C, a local copy." in said(page)
     assert "Students learned from the 5 largest logits" in said(page)
     assert list(pd.read_csv(imagenet / "metrics/summary.csv").mce) == [x["mce"] for x in summary.values()]
@@ -500,7 +500,7 @@ def test_further_test_sets_have_a_table(imagenet):
     assert "Shifted test sets" in text and "where a set has some classes alone, among these" in text
     table = text[text.index("setimagesclasses") :].replace(" ", "")
     for name, counts in (("imagenet_v2", "7010"), ("imagenet_r", "213")):
-        cells = [report.spread(values, f"shifted_{name}") for values in summary.values()]
+        cells = [spread(values, f"shifted_{name}") for values in summary.values()]
         assert f"{name}{counts}{''.join(cells)}".replace(" ", "") in table
     assert "imagenet_a was not run: nothing is at <x>." in text
     assert not any("imagenet_a" in key for values in summary.values() for key in values)
@@ -550,7 +550,7 @@ def test_without_corrupted_images_nothing_is_said_of_them(here, seeds):
     summary = json.loads(Path("metrics/summary.json").read_text())
     assert not any("corrupted" in key or key == "mce" for values in summary.values() for key in values)
     assert "ece" in summary["LF"] and "top1" in summary["LF"]
-    against = "L against kd: " + report.signed(100 * (summary["L"]["top1"] - summary["kd"]["top1"]))
+    against = "L against kd: " + signed(100 * (summary["L"]["top1"] - summary["kd"]["top1"]))
     assert f"{against} points on clean images" in text
 
 
@@ -562,71 +562,7 @@ def test_sets_that_were_all_skipped_are_named_without_a_table(here):
     assert "setimagesclasses" not in text and "where a set has some classes" not in text
 
 
-# --- sentences ----------------------------------------------------------------------------------
-
-
-def numbers(top1, corrupted, sd=None):
-    spread = {} if sd is None else {"top1_sd": sd, "corrupted_top1_sd": sd}
-    return {"top1": top1, "validation_accuracy": 0.88, "corrupted_top1": corrupted, **spread}
-
-
-TEACHERS = {"teacher": numbers(0.9, 0.5), "clip": numbers(0.8, 0.4), "fused": numbers(0.95, 0.3)}
-
-
-def test_findings_say_what_is_within_the_spread():
-    students = {
-        "ce": numbers(0.7, 0.2, 0.01),
-        "kd": numbers(0.8, 0.4, 0.02),
-        "L": numbers(0.9, 0.39, 0.03),
-    }
-    against, fused, best, gap = report.findings(TEACHERS | students, ["ce", "kd"], ["L"], "digits")
-    assert against == (
-        "L against kd: +10.0 points on clean images (more than one sd: the larger of the two is "
-        "3.0), −1.0 points on corrupted images (within one sd: the larger of the two is 3.0)."
-    )
-    assert "above both its parts on clean images (95.0 %" in fused
-    assert "below both its parts on corrupted images (30.0 %" in fused
-    assert best.startswith("The best student on clean images is L; ce")
-    assert "20.0 points below" in best
-    assert gap.startswith(
-        "The spread over seeds says nothing about the choice of images, which share scans within a "
-        "split: L is +2.0 points on test against validation images. Differences"
-    )
-
-
-def test_findings_do_not_flatter():
-    students = {"ce": numbers(0.7, 0.2), "L": numbers(0.6, 0.2)}
-    against, fused, best, _ = report.findings(
-        TEACHERS | students | {"fused": numbers(0.85, 0.45)}, ["ce"], ["L"], "digits"
-    )
-    assert against.startswith("L against ce: −10.0 points on clean images, +0.0 points")
-    assert "one seed, so no spread" in against
-    assert "not above the better of its parts on clean images" in fused
-    assert best == "No student is above ce, trained on labels alone, on clean images."
-
-
-def test_findings_of_other_images_than_digits():
-    students = {"ce": numbers(0.7, 0.2), "L": numbers(0.9, 0.2)}
-    *_, caution = report.findings(TEACHERS | students, ["ce"], ["L"], "cifar100")
-    assert caution.startswith(
-        "The spread over seeds says nothing about the choice of images: L is +2.0 points on test "
-        "against validation images. Differences"
-    )
-    for values in students.values():
-        del values["validation_accuracy"]
-    *_, caution = report.findings(TEACHERS | students, ["ce"], ["L"], "cifar100")
-    assert caution.startswith(
-        "The spread over seeds says nothing about the choice of images. Differences"
-    )
-
-
-def test_rounded_zero_has_no_minus():
-    assert report.signed(-0.04) == "+0.0"
-    assert report.signed(-0.06) == "−0.1"
-    assert report.signed(-0.4, 0) == "+0"
-
-
-# --- examples and figures -----------------------------------------------------------------------
+# --- examples -----------------------------------------------------------------------------------
 
 
 def test_examples_are_the_first_of_their_kind():
@@ -644,32 +580,3 @@ def test_examples_are_the_first_of_their_kind():
         (3, "The teacher is wrong, the fused teacher right", 1),
         (4, "One part is right, the fused teacher wrong", 1),
     ]  # image 3 is also the only one that kd has wrong and L right
-
-
-def test_pooled_bins_by_hand():
-    curves = pd.DataFrame(
-        {
-            "lo": [0.0, 0.5, 0.5],
-            "count": [2, 1, 3],
-            "confidence": [0.4, 0.6, 0.8],
-            "accuracy": [0.5, 1.0, 0.0],
-        }
-    )
-    bins = plots.pooled(curves)
-    np.testing.assert_array_equal(bins["count"], [2, 4])
-    np.testing.assert_allclose(bins.confidence, [0.4, 0.75])
-    np.testing.assert_allclose(bins.accuracy, [0.5, 0.25])
-
-
-@pytest.mark.parametrize("colormap", ["cividis", "RdBu"])
-def test_cells_are_legible(colormap):
-    """WCAG AA: a contrast of 4.5 between text and background."""
-    for value in np.linspace(0, 1, 50):
-        background, text = re.findall("#[0-9a-f]+", plots.shade(value, 0, 1, colormap))
-        light, dark = sorted((luminance(background), luminance(text)), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5
-
-
-def luminance(color):
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(color)]
-    return np.dot(linear, [0.2126, 0.7152, 0.0722])
