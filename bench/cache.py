@@ -11,10 +11,12 @@ import tempfile
 import torch
 
 from bench.common import alternate, report, speedup, spread
-from richkd import caching, models
-from richkd.dataset import Split
-from richkd.engine import ResidentSet, start
-from richkd.views import Views
+from richkd import models
+from richkd.data.dataset import Split
+from richkd.data.resident import ResidentSet
+from richkd.data.views import Views
+from richkd.engine import start
+from richkd.teachers import caching
 
 
 def main(

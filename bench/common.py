@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from richkd.files import write_json
+from richkd.base.files import write_json
 from richkd.weights import provenance
 
 Case = Callable[[], Any]

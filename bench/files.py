@@ -16,11 +16,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from bench.common import alternate, report, speedup, spread
-from richkd.dataset import Manifest
+from richkd.data.dataset import Manifest
+from richkd.data.folder import MEAN, STD, in_folders, scan
+from richkd.data.imagesets import FileSet
+from richkd.data.views import Center, RandomResizedCrop
 from richkd.engine import start
-from richkd.folder import MEAN, STD, in_folders, scan
-from richkd.imagesets import FileSet
-from richkd.views import Center, RandomResizedCrop
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

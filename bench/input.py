@@ -17,10 +17,10 @@ from torchvision import transforms
 
 from bench.common import alternate, report, speedup, spread, synchronize
 from bench.protocol import MEAN, PAD, SIDE, STD
-from richkd.dataset import Split
-from richkd.engine import ResidentSet, start
-from richkd.views import Views
-
+from richkd.data.dataset import Split
+from richkd.data.resident import ResidentSet
+from richkd.data.views import Views
+from richkd.engine import start
 
 
 class PlainImages(Dataset):

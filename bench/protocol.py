@@ -9,15 +9,15 @@ from torch import nn
 
 from bench.common import Case
 from richkd import models
-from richkd.cache import Table
-from richkd.dataset import Split
-from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
-from richkd.engine import ResidentSet
-from richkd.fit import Run
+from richkd.data.dataset import Split
+from richkd.data.resident import ResidentSet
+from richkd.data.views import Views
 from richkd.losses import ContrastiveMemory
-from richkd.objectives import Objective
 from richkd.params import Runtime, Training
-from richkd.views import Views
+from richkd.teachers.lookup import Table
+from richkd.train.fit import Run
+from richkd.train.objective import Objective
+from richkd.train.terms import FusedContrast, LogitDistillation, fused_logits
 
 MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]  # CIFAR-100's
 SIDE, PAD, CLASSES, CLIP_DIM = 32, 4, 100, 768

@@ -16,9 +16,9 @@ from matplotlib.ticker import NullFormatter
 
 from bench.common import MIB, PAGE_MIB, alternate, folder, peak_memory, report, spread
 from bench.crd import Problem
+from richkd.base.files import replacing
 from richkd.engine import start
-from richkd.files import replacing
-from richkd.plots import STYLE
+from richkd.evaluate.plots import STYLE
 
 BASE = {"samples": 50_000, "batch_size": 64, "classes": 100, "negatives": 16_384}
 RANGES = {

@@ -1,6 +1,6 @@
 """A whole LF training step as preset cifar100 has it: resnet32x4 to resnet8x4, batch 64.
 
-ours   `richkd.fit.Run`: images on the device, the teacher a table, CRD by products with the bank
+ours   `richkd.train.fit.Run`: images on the device, the teacher a table, CRD by products with the bank
 plain  as research code has it: torchvision transforms of PIL images in a DataLoader, the teacher's
        forward in every step, negatives drawn by numpy, CRD by gathers of (batch, K + 1, dim)
 bare   the student's forward and backward on one batch that is there already
@@ -25,11 +25,21 @@ from torchvision import transforms
 from bench.common import alternate, report, speedup, spread
 from bench.crd import PlainMemory
 from bench.protocol import (
-    ALPHA, CE_WEIGHT, CLASSES, FEATURE_WEIGHT, LAM, LOGIT_WEIGHT, MEAN, PAD, STD, TEMPERATURE,
-    Protocol, stepper,
+    ALPHA,
+    CE_WEIGHT,
+    CLASSES,
+    FEATURE_WEIGHT,
+    LAM,
+    LOGIT_WEIGHT,
+    MEAN,
+    PAD,
+    STD,
+    TEMPERATURE,
+    Protocol,
+    stepper,
 )  # fmt: skip
 from richkd import models
-from richkd.dataset import Split
+from richkd.data.dataset import Split
 from richkd.engine import start
 
 TOLERANCE = 1e-3  # relative, between ours and the plain loss: tables have 16 bits

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from richkd import params
-from richkd.errors import InputError
-from richkd.files import replacing
+from richkd.base.errors import InputError
+from richkd.base.files import replacing
 
 PRESETS = Path("presets")
 

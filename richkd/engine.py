@@ -1,18 +1,15 @@
 """The device, a data set that lives on it, and inference."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
 
-from richkd import distributed
-from richkd.dataset import Split
-from richkd.errors import InputError, one_line
-from richkd.views import Views
+from richkd.base import distributed
+from richkd.base.errors import InputError, one_line
 
 
 def start(device: str = "auto", deterministic: bool = False) -> torch.device:
@@ -50,77 +47,13 @@ def out_of_memory(lower: str) -> Iterator[None]:
         raise InputError(f"out of memory: lower {lower} ({one_line(error)})") from None
 
 
-def to_input(
-    images: np.ndarray, mean: Sequence[float], std: Sequence[float], device: torch.device
-) -> Tensor:
-    """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W) on the device."""
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
-    return normalise(pixels, mean, std)  # channels last, as the images came
-
-
-def normalise(
-    pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
-) -> Tensor:
-    """Grey levels, 0 to 255, (N, 3, H, W), to a network's input, in place."""
-    mean, std = (torch.as_tensor(x, device=pixels.device).view(3, 1, 1) for x in (mean, std))
-    return pixels.div_(255).sub_(mean).div_(std)
-
-
-class ResidentSet:
-    """Images padded, mirrored and normalised once, on the device; `batch` gathers views of them.
-
-    Raises InputError where they do not fit in its memory.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        mean: Sequence[float],
-        std: Sequence[float],
-        views: Views,
-        device: torch.device,
-    ):
-        border = [(0, 0), (views.pad, views.pad), (views.pad, views.pad), (0, 0)]
-        pixels = len(split.images) * (views.height + 2 * views.pad) * (views.width + 2 * views.pad)
-        # Three channels of float32, and of the bytes that they are made from; the same for mirrors.
-        needed, free = 15 * pixels * (2 if views.flip else 1), free_memory(device)
-        if needed > free:
-            raise InputError(
-                f"{len(split.images)} images padded by views.pad {views.pad} take {needed / 1e6:,.1f} MB "
-                f"of memory on the {device.type}, {free / 1e6:,.1f} MB are free: take fewer or smaller ones"
-            )
-        padded = torch.from_numpy(np.pad(split.images, border))  # black, before normalising
-        rows = views.mirrored(padded.permute(0, 3, 1, 2))  # of bytes: a quarter of the work
-        normalised = to_input(rows.flatten(0, 1).numpy(), mean, std, device)
-        self.mirrored = normalised.permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])
-        self.labels = torch.from_numpy(split.labels).to(device)
-        self.mean, self.std, self.views, self.device = mean, std, views, device
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def reader(self) -> "ResidentSet":
-        """What one training run takes batches from."""
-        return self
-
-    def start(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """The (ids, view_ids) of the epoch that begins."""
-
-    def advance(self) -> None:
-        """The next of these batches begins."""
-
-    def batch(self, ids: Tensor, view_ids: Tensor) -> Tensor:
-        """The views `view_ids` (B,) of the images `ids` (B,): float32 (B, 3, H, W)."""
-        return self.views.crop(self.mirrored, ids, view_ids)
-
-
 @torch.inference_mode()
 def predict(
     model: nn.Module, images: Tensor, batch_size: int, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and features (N, D), float32, in eval mode.
 
-    `images` are normalised: a tensor (N, 3, H, W), or what `richkd.imagesets.for_inference` gives.
+    `images` are normalised: a tensor (N, 3, H, W), or what `richkd.data.imagesets.for_inference` gives.
     """
     was_training = model.training
     model.eval()

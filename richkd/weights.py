@@ -7,26 +7,15 @@ where it comes from: params, versions, device, seed, fingerprint of the data, me
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from richkd import models
-from richkd.errors import InputError, one_line
-from richkd.files import read_json, replacing, write_json
-from richkd.views import Center
-
-
-class Loaded(NamedTuple):
-    """A model in eval mode, the mean and std its input is normalised with, how files are cut for it."""
-
-    model: nn.Module
-    mean: list[float]
-    std: list[float]
-    center: Center | None  # None where images are taken as they are
+from richkd.base.errors import InputError, one_line
+from richkd.base.files import replacing, write_json
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -97,19 +86,3 @@ def load_into(model: nn.Module, source: Path | str | IO[bytes]) -> None:
     model.load_state_dict(found)
 
 
-def load_classifier(path: Path | str, device: torch.device) -> Loaded:
-    """The classifier or the zero-shot CLIP saved as `path`.json and `path`.safetensors."""
-    record = read_json(f"{path}.json")
-    if record["kind"] == "clip":
-        from richkd.clip import load_zero_shot
-
-        model = load_zero_shot(path, record).eval().to(device)
-        return Loaded(model, [0.0] * 3, [1.0] * 3, _center(record))
-    model = models.create(record["arch"], record["num_classes"])
-    load_into(model, f"{path}.safetensors")
-    model.eval().to(device, memory_format=torch.channels_last)
-    return Loaded(model, record["mean"], record["std"], _center(record))
-
-
-def _center(record: dict[str, Any]) -> Center | None:
-    return Center(**record["center"]) if record["center"] else None

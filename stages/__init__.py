@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from richkd import params
-from richkd.errors import InputError
+from richkd.base.errors import InputError
 
 if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
     os.environ["TQDM_DISABLE"] = "1"

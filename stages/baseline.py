@@ -2,11 +2,12 @@
 
 from torch import nn
 
-from richkd import cache, params
-from richkd.cache import Table
-from richkd.distillation import LogitDistillation
-from richkd.objectives import Objective
-from richkd.training import TrainingData, train_seeds
+from richkd import params
+from richkd.teachers import lookup as cache
+from richkd.teachers.lookup import Table
+from richkd.train.objective import Objective
+from richkd.train.seeds import TrainingData, train_seeds
+from richkd.train.terms import LogitDistillation
 from stages import run
 
 

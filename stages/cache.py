@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from richkd import cache, caching, distributed, engine, imagesets, params, resume, weights
-from richkd.clip import ZeroShot, architecture, class_embeddings, tokenizer
-from richkd.dataset import load_split
-from richkd.files import read_json, write_json
+from richkd import classifiers, engine, params, weights
+from richkd.base import distributed, resume
+from richkd.base.files import read_json, write_json
+from richkd.clip.zero_shot import ZeroShot, architecture, class_embeddings, tokenizer
+from richkd.data import imagesets
+from richkd.data.dataset import load_split
+from richkd.teachers import caching
+from richkd.teachers import lookup as cache
 from stages import run
 
 VALIDATION = "data/validation.safetensors"
@@ -23,7 +27,7 @@ def main(name: str) -> None:
     device = engine.start(p.runtime.device, p.runtime.deterministic)
     train, validation = load_split(cache.TRAIN), load_split(VALIDATION)
     (path,) = weights.paths(f"models/{name}")
-    model, mean, std, center = weights.load_classifier(path, device)
+    model, mean, std, center = classifiers.load_classifier(path, device)
     data = imagesets.for_training(train, mean, std, p.views, center, device)
     record = read_json(f"{path}.json")
     more = {}

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from richkd import calibration, params
-from richkd.dataset import load_split
-from richkd.files import replacing, write_json
-from richkd.metrics import summarize
+from richkd import params
+from richkd.base.files import replacing, write_json
+from richkd.data.dataset import load_split
+from richkd.evaluate import calibration
+from richkd.evaluate.seeds import summarize
 from richkd.params import Calibration
 from stages import run
 

@@ -3,11 +3,15 @@
 import torch
 from torch import nn
 
-from richkd import clip, clip_training, download, engine, imagesets, params, resume, weights
-from richkd.dataset import Info, load_info, load_split
-from richkd.files import sha256, write_json
+from richkd import engine, params, weights
+from richkd.base import download, resume
+from richkd.base.files import sha256, write_json
+from richkd.clip import training as clip_training
+from richkd.clip import zero_shot as clip
+from richkd.data import imagesets
+from richkd.data.dataset import Info, load_info, load_split
+from richkd.data.views import Center
 from richkd.params import TrainedClip
-from richkd.views import Center
 from stages import run
 
 INFO, CAPTIONED = "data/info.json", "data/captioned.safetensors"

@@ -13,11 +13,21 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from richkd import cifar_c, download, imagenet_c, params
-from richkd.corruptions import corrupt
-from richkd.dataset import CORRUPTED, Manifest, Split, load_info, load_split, picture, save_split
-from richkd.errors import InputError
-from richkd.files import replacing, write_array
+from richkd import params
+from richkd.base import download
+from richkd.base.errors import InputError
+from richkd.base.files import replacing, write_array
+from richkd.data import cifar_c, imagenet_c
+from richkd.data.corruptions import corrupt
+from richkd.data.dataset import (
+    CORRUPTED,
+    Manifest,
+    Split,
+    load_info,
+    load_split,
+    picture,
+    save_split,
+)
 from stages import run
 
 

@@ -3,12 +3,13 @@
 from torch import nn
 from tqdm import tqdm
 
-from richkd import cache, params
-from richkd.cache import Table
-from richkd.distillation import FusedContrast, LogitDistillation, fused_logits
+from richkd import params
 from richkd.losses import ContrastiveMemory
-from richkd.objectives import Objective
-from richkd.training import TrainingData, train_seeds
+from richkd.teachers import lookup as cache
+from richkd.teachers.lookup import Table
+from richkd.train.objective import Objective
+from richkd.train.seeds import TrainingData, train_seeds
+from richkd.train.terms import FusedContrast, LogitDistillation, fused_logits
 from stages import run
 
 

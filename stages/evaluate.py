@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from richkd import distributed, engine, imagesets, params, weights
-from richkd.dataset import CORRUPTED, SHIFTED, load_info, load_split
-from richkd.evaluation import corrupted_sets, score, shifted_found
-from richkd.files import write_array
-from richkd.imagesets import Centers, Pixels
-from richkd.views import Center
+from richkd import classifiers, engine, params, weights
+from richkd.base import distributed
+from richkd.base.files import write_array
+from richkd.data import imagesets
+from richkd.data.dataset import CORRUPTED, SHIFTED, load_info, load_split
+from richkd.data.imagesets import Centers, Pixels
+from richkd.data.views import Center
+from richkd.evaluate.scores import corrupted_sets, score, shifted_found
 from stages import run
 
 
@@ -22,7 +24,7 @@ def main(name: str) -> None:
     )  # fmt: skip
     names, severities = corrupted_sets(p.corruptions.names), p.corruptions.severities
     device = engine.start(p.runtime.device, p.runtime.deterministic)
-    models = [weights.load_classifier(path, device) for path in weights.paths(f"models/{name}")]
+    models = [classifiers.load_classifier(path, device) for path in weights.paths(f"models/{name}")]
     _, mean, std, center = models[0]  # the same for every seed
 
     def inputs(path: Path | str, center: Center | None = center) -> Pixels | Centers:

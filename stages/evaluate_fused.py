@@ -3,10 +3,10 @@
 import numpy as np
 
 from richkd import params
-from richkd.dataset import load_info, load_split
-from richkd.evaluation import corrupted_sets, score, shifted_found
-from richkd.files import write_array
-from richkd.fusion import fuse_logits
+from richkd.base.files import write_array
+from richkd.data.dataset import load_info, load_split
+from richkd.evaluate.scores import corrupted_sets, score, shifted_found
+from richkd.teachers.fusion import fuse_logits
 from stages import run
 
 

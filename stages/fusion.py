@@ -11,10 +11,11 @@ import pandas as pd
 from safetensors.numpy import load_file
 from scipy.special import softmax
 
-from richkd import calibration, params
-from richkd.dataset import load_split
-from richkd.files import replacing, write_json
-from richkd.fusion import fuse_logits, semantic_closeness
+from richkd import params
+from richkd.base.files import replacing, write_json
+from richkd.data.dataset import load_split
+from richkd.evaluate import calibration
+from richkd.teachers.fusion import fuse_logits, semantic_closeness
 from stages import run
 
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from richkd import cifar, digits, folder, params
-from richkd.dataset import Info, save_info, save_split
+from richkd import params
+from richkd.data import cifar, digits, folder
+from richkd.data.dataset import Info, save_info, save_split
 from stages import run
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from richkd import params, plots, report
-from richkd.files import read_json, replacing, write_json
-from richkd.summary import TEACHERS, accuracies, summarize, table
+from richkd import params
+from richkd.base.files import read_json, replacing, write_json
+from richkd.evaluate import plots, report
+from richkd.evaluate.summary import TEACHERS, accuracies, summarize, table
 from stages import run
 
 

@@ -4,9 +4,10 @@ import shutil
 
 import numpy as np
 
-from richkd import params, shifted
-from richkd.dataset import SHIFTED, load_info, load_split, save_split
-from richkd.files import write_json
+from richkd import params
+from richkd.base.files import write_json
+from richkd.data import shifted
+from richkd.data.dataset import SHIFTED, load_info, load_split, save_split
 from stages import run
 
 

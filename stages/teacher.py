@@ -6,14 +6,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-from richkd import distributed, engine, imagesets, params, teachers, weights
-from richkd.dataset import load_info, load_split
-from richkd.errors import InputError
-from richkd.files import write_json
-from richkd.metrics import summarize
-from richkd.objectives import Objective
-from richkd.training import TrainingData, train_seeds, write_curves
-from richkd.views import Center
+from richkd import classifiers, engine, params, weights
+from richkd.base import distributed
+from richkd.base.errors import InputError
+from richkd.base.files import write_json
+from richkd.data import imagesets
+from richkd.data.dataset import load_info, load_split
+from richkd.data.views import Center
+from richkd.evaluate.seeds import summarize
+from richkd.teachers import ready_made as teachers
+from richkd.train.objective import Objective
+from richkd.train.seeds import TrainingData, train_seeds, write_curves
 from stages import run
 
 
@@ -77,7 +80,7 @@ def take(
 def accuracy(split: str, device: torch.device, precision: str) -> float:
     """Of the saved teacher, read as the other stages read it."""
     (path,) = weights.paths("models/teacher")
-    model, *look = weights.load_classifier(path, device)
+    model, *look = classifiers.load_classifier(path, device)
     images = load_split(f"data/{split}.safetensors")
     logits, _ = engine.predict(model, imagesets.for_inference(images, *look, device), 500, precision)
     return engine.accuracy(logits, torch.from_numpy(images.labels).to(device))

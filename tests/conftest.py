@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from archives import write
-from richkd.dataset import Split
-from richkd.engine import ResidentSet
-from richkd.views import Views
 from serving import serving
+
+from richkd.data.dataset import Split
+from richkd.data.resident import ResidentSet
+from richkd.data.views import Views
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -41,7 +41,7 @@ def server(monkeypatch):
 @pytest.fixture(scope="session")
 def official(tmp_path_factory):
     """All 60,000 images in the layout of the official archives; an image's bytes are its label."""
-    from richkd.cifar import ARCHIVES
+    from richkd.data.cifar import ARCHIVES
 
     made = {}
     for name, key, names in (("cifar100", "fine_labels", "fine_label_names"),
@@ -73,7 +73,7 @@ def shared():
 @pytest.fixture(scope="session")
 def photographs(shared):
     """The 10,000 test images of the real CIFAR-100."""
-    from richkd import cifar
+    from richkd.data import cifar
 
     _, test, _ = cifar.read(shared / "data/cifar-100-python.tar.gz", "cifar100")
     return test
@@ -116,7 +116,7 @@ def teacher(data):
 @pytest.fixture
 def small_shards(monkeypatch):
     """5 rows of features a file, 80 of logits: ends lie within batches."""
-    from richkd import caching
+    from richkd.teachers import caching
 
     monkeypatch.setattr(caching, "SHARD_BYTES", caching.HEADER + 5 * 64 * 2)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from trees import WNIDS
 
 from richkd import models
-from richkd.files import sha256
-from trees import WNIDS
+from richkd.base.files import sha256
 
 PRESET = Path(__file__).parents[1] / "presets/imagenet-r34-r18.yaml"
 

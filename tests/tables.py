@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from richkd import cache, caching
+from richkd.teachers import caching
+from richkd.teachers import lookup as cache
 
 PARTS = ("logits", "features", "classes")
 VALIDATION = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from richkd import engine, models
-from richkd.engine import ResidentSet, accuracy, normalise, predict, start, to_input
-from richkd.errors import InputError
-from richkd.views import Views
+from richkd.base.errors import InputError
+from richkd.data.resident import ResidentSet, normalise, to_input
+from richkd.data.views import Views
+from richkd.engine import accuracy, predict, start
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from richkd import models, weights
-from richkd.errors import InputError
-from richkd.views import Center
+from richkd import classifiers, models, weights
+from richkd.base.errors import InputError
+from richkd.data.views import Center
 
 CPU = torch.device("cpu")
 RECORD = {
@@ -28,7 +28,7 @@ def saved(tmp_path):
 
 def test_a_classifier_comes_back_in_eval_mode(saved):
     model, path = saved
-    loaded, mean, std, center = weights.load_classifier(path, CPU)
+    loaded, mean, std, center = classifiers.load_classifier(path, CPU)
     images = torch.rand(3, 3, 8, 8)
     with torch.no_grad():
         for actual, expected in zip(loaded(images), model.eval()(images)):
@@ -42,7 +42,7 @@ def test_a_classifier_knows_how_files_are_cut_for_it(saved):
     model, path = saved
     center = Center(resize=232, size=224, interpolation="bicubic")
     weights.save(path, model.state_dict(), RECORD | {"center": center._asdict()})
-    assert weights.load_classifier(path, CPU).center == center
+    assert classifiers.load_classifier(path, CPU).center == center
 
 
 def test_tensors_in_any_memory_format_are_saved(tmp_path):
@@ -75,7 +75,7 @@ def test_missing_and_unknown_parameters_are_refused_by_name(saved):
     tensors = load_file(f"{path}.safetensors")
     save_file(tensors | {"extra": torch.zeros(2)}, f"{path}.safetensors")
     with pytest.raises(InputError, match=r"extra is \(2,\) there, unknown here"):
-        weights.load_classifier(path, CPU)
+        classifiers.load_classifier(path, CPU)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
@@ -85,7 +85,7 @@ def test_a_truncated_file_is_refused_by_name(saved, share):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=rf"{file} is not whole: "):
-        weights.load_classifier(path, CPU)
+        classifiers.load_classifier(path, CPU)
 
 
 def test_the_record_says_what_the_weights_are(saved):

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 import torchvision
 from torch import Tensor, nn
 
-from richkd.errors import InputError
+from richkd.base.errors import InputError
 from richkd.models.output import ModelOutput
 
 

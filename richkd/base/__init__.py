@@ -1,0 +1,1 @@
+"""What knows nothing of distillation: files, errors, downloads, resumed work, devices, processes."""

@@ -1,0 +1,1 @@
+"""CLIP: its zero-shot classifier, and its training."""

@@ -1,0 +1,234 @@
+"""CLIP (Radford et al., ICML 2021) as a teacher: open_clip's models, zero-shot classification."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from richkd.base.errors import InputError, one_line
+from richkd.models import ModelOutput
+from richkd.params import ClipTowers
+from richkd.weights import load_into
+
+Tokenizer = Callable[[list[str]], Tensor]  # texts to token ids (texts, context length)
+
+
+class Input(NamedTuple):
+    """What an image tower takes: its side in pixels, its normalisation, how images are resized."""
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: str = "bicubic"
+
+
+def create(
+    model: ClipTowers | str, quick_gelu: bool = False, preprocessing: dict[str, Any] | None = None
+) -> nn.Module:
+    """Freshly initialised: one of open_clip's models by its name, or its CLIP with small towers.
+
+    `preprocessing` overrides what `input_of` says of a named one. InputError for a name that
+    open_clip does not know.
+    """
+    import open_clip
+
+    if isinstance(model, str):
+        if model not in open_clip.list_models():
+            raise InputError(f"clip.model is {model!r}: must be one of open_clip.list_models()")
+        logging.disable(logging.WARNING)  # "initialized randomly", as asked for
+        try:
+            return open_clip.create_model(
+                model,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=quick_gelu,
+                force_preprocess_cfg=preprocessing,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+    vision = open_clip.CLIPVisionCfg(
+        layers=list(model.vision_layers), width=model.vision_width, image_size=model.image_size
+    )
+    text = open_clip.CLIPTextCfg(
+        context_length=model.context_length,
+        width=model.text_width,
+        heads=model.text_heads,
+        layers=model.text_layers,
+    )
+    return open_clip.CLIP(model.embed_dim, vision, text)
+
+
+def pretrained(model: str, tag: str) -> tuple[nn.Module, bool]:
+    """One of open_clip's (model, tag) with its weights, and whether these need QuickGELU.
+
+    open_clip downloads the weights into its own cache. InputError for an unknown pair, and where
+    the weights cannot be had.
+    """
+    import open_clip
+
+    source = _published(model, tag)
+    # open_clip only warns where weights trained with QuickGELU meet a model without it.
+    quick_gelu = source.get("quick_gelu", False)
+    try:
+        network = open_clip.create_model(model, pretrained=tag, force_quick_gelu=quick_gelu)
+    except Exception as error:  # each way to download has exceptions of its own
+        place = source.get("hf_hub") or source.get("url")
+        raise InputError(
+            f"the weights of clip.model {model}, clip.tag {tag} could not be had from {place}: fetch "
+            "the file where there is a network and name it with clip.source: checkpoint, clip.tag and "
+            f"clip.path ({one_line(error)})"
+        ) from None
+    return network, quick_gelu
+
+
+def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.Module, bool]:
+    """One of open_clip's models with the weights of a local file, and whether these need QuickGELU.
+
+    Where they are those of a tag of open_clip, it says so and how images are prepared; without one
+    the model's own way holds. InputError where the weights do not fit.
+    """
+    import open_clip
+
+    source = _published(model, tag) if tag else {}
+    quick_gelu = source.get("quick_gelu", False)
+    ways = ("mean", "std", "interpolation")
+    network = create(model, quick_gelu, {key: source[key] for key in ways if key in source})
+    try:
+        open_clip.load_checkpoint(network, str(path), strict=True, weights_only=True)
+    except Exception as error:  # a missing file, another model's, a pickle that is not weights alone
+        raise InputError(f"clip.path {path} holds no weights of {model}: {one_line(error)}") from None
+    return network, quick_gelu
+
+
+def _published(model: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of these weights."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        known = f"{model} has {', '.join(tags)}" if tags else f"{model} has none"
+        raise InputError(f"clip.tag is {tag!r}: {known}; see open_clip.list_pretrained()")
+    return open_clip.get_pretrained_cfg(model, tag)
+
+
+def input_of(clip: nn.Module) -> Input:
+    """What one of open_clip's named models takes."""
+    import open_clip
+
+    config = open_clip.get_model_preprocess_cfg(clip)
+    size = config["size"]
+    side = size if isinstance(size, int) else size[0]
+    return Input(side, config["mean"], config["std"], config["interpolation"])
+
+
+def tokenizer(model: ClipTowers | str) -> Tokenizer:
+    """Its tokens are as long as the model reads.
+
+    InputError for a text that is longer, and where the tokenizer cannot be had: some need
+    `transformers` and a download.
+    """
+    import open_clip
+
+    hint = ""
+    if isinstance(model, str):
+        try:
+            tokens_of = open_clip.get_tokenizer(model)
+        except Exception as error:
+            raise InputError(f"{model}'s tokenizer could not be had: {one_line(error)}") from None
+    else:
+        tokens_of = open_clip.SimpleTokenizer(context_length=model.context_length)
+        hint = " or raise clip.model.context_length"
+
+    def tokenize(texts: list[str]) -> Tensor:
+        if isinstance(tokens_of, open_clip.SimpleTokenizer):  # it cuts off what is too long
+            longest = max(texts, key=lambda text: len(tokens_of.encode(text)))
+            needed = len(tokens_of.encode(longest)) + 2  # a start and an end
+            if needed > tokens_of.context_length:
+                raise InputError(
+                    f"CLIP reads {tokens_of.context_length} tokens, {longest!r} has {needed}: "
+                    f"shorten the prompt or caption{hint}"
+                )
+        return tokens_of(texts)
+
+    return tokenize
+
+
+def preprocess(pixels: Tensor, expected: Input) -> Tensor:
+    """Square images, pixels in [0, 1], (N, 3, H, H), to CLIP's input (N, 3, size, size).
+
+    What open_clip does to each image with PIL, for a batch on its device.
+    """
+    size = (expected.size, expected.size)
+    resized = F.interpolate(pixels, size, mode=expected.interpolation, antialias=True).clamp(0, 1)
+    mean, std = (
+        torch.tensor(x, device=pixels.device).view(1, 3, 1, 1) for x in (expected.mean, expected.std)
+    )
+    return (resized - mean) / std
+
+
+class ZeroShot(nn.Module):
+    """CLIP as a classifier: its logits are `scale` times the cosine of image and class embeddings.
+
+    Called with pixels in [0, 1], (N, 3, H, H), it returns ModelOutput(logits (N, C), unit image
+    features (N, D)), float32. `classifier` is the unit class embeddings (C, D). On a GPU the image
+    tower runs in half precision.
+    """
+
+    def __init__(self, clip: nn.Module, classifier: Tensor, scale: float, expected: Input):
+        super().__init__()
+        self.clip, self.scale, self.expected = clip, scale, expected
+        self.register_buffer("classifier", classifier)
+
+    def forward(self, pixels: Tensor) -> ModelOutput:
+        images = preprocess(pixels, self.expected)
+        half = torch.autocast("cuda", torch.float16) if pixels.is_cuda else nullcontext()
+        with half:
+            features = self.clip.encode_image(images)
+        with torch.autocast(pixels.device.type, enabled=False):  # 16 bits would round the logits
+            features = F.normalize(features.float(), dim=1)
+            return ModelOutput(self.scale * features @ self.classifier.T, features)
+
+
+def templates(prompts: Literal["imagenet80"] | Sequence[str]) -> list[str]:
+    """The templates themselves, with {} for the class name; `imagenet80` are open_clip's 80."""
+    import open_clip
+
+    if prompts == "imagenet80":
+        return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    return list(prompts)
+
+
+def class_embeddings(
+    clip: nn.Module, tokens_of: Tokenizer, classes: Sequence[str], prompts: Sequence[str]
+) -> Tensor:
+    """Unit text embeddings (C, D): the mean over the prompts of the unit embeddings, normalised."""
+    import open_clip
+
+    device = next(clip.parameters()).device
+    return open_clip.build_zero_shot_classifier(
+        clip.eval(), tokens_of, classes, list(prompts), device=device
+    ).T
+
+
+def load_zero_shot(path: Path | str, record: dict[str, Any]) -> ZeroShot:
+    """The model that `stages.clip` saved; InputError where the weights do not fit the record."""
+    model = architecture(record)
+    network = create(model, record["quick_gelu"])
+    classifier = torch.zeros(len(record["classes"]), record["embed_dim"])
+    zero_shot = ZeroShot(network, classifier, record["scale"], Input(**record["input"]))
+    load_into(zero_shot, f"{path}.safetensors")
+    return zero_shot
+
+
+def architecture(record: dict[str, Any]) -> ClipTowers | str:
+    """What `create` and `tokenizer` take, from the record beside the weights."""
+    model = record["model"]
+    if isinstance(model, str):
+        return model
+    lists_as_tuples = {key: tuple(x) if isinstance(x, list) else x for key, x in model.items()}
+    return ClipTowers(**lists_as_tuples)

@@ -1,0 +1,1 @@
+"""Data sets: readers, splits, views, image sets for the device, corruptions."""

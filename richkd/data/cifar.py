@@ -1,0 +1,166 @@
+"""CIFAR-100 and CIFAR-10 from their official archives, and parts of them to train with."""
+
+import pickle
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from richkd.base.download import fetch, members, verify
+from richkd.base.errors import InputError
+from richkd.data.dataset import Split
+from richkd.data.splits import divide
+from richkd.params import Cifar
+
+
+class Archive(NamedTuple):
+    """Members of the official archive, keys of the dicts in them, and what there must be."""
+
+    file: str
+    md5: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    labels: str
+    names: str
+    classes: int
+    train_per_class: int
+    test_per_class: int
+
+
+ARCHIVES = {
+    "cifar100": Archive(
+        file="cifar-100-python.tar.gz",
+        md5="md5:eb9058c3a382ffc7106e4002c42a8d85",
+        train=("cifar-100-python/train",),
+        test=("cifar-100-python/test",),
+        meta="cifar-100-python/meta",
+        labels="fine_labels",
+        names="fine_label_names",
+        classes=100,
+        train_per_class=500,
+        test_per_class=100,
+    ),
+    "cifar10": Archive(
+        file="cifar-10-python.tar.gz",
+        md5="md5:c58f30108f718f92721af3b95e74349a",
+        train=tuple(f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)),
+        test=("cifar-10-batches-py/test_batch",),
+        meta="cifar-10-batches-py/batches.meta",
+        labels="labels",
+        names="label_names",
+        classes=10,
+        train_per_class=5000,
+        test_per_class=1000,
+    ),
+}
+
+# What a pickled array of numbers needs, by the names of Python 2's numpy and of numpy 2.
+PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays of numbers, strings and containers; refuses to look up anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PICKLED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def read(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
+    """Training images, test images, and the classes' names as one would say them.
+
+    path: the archive of ARCHIVES[name], or one in the same layout. Images uint8 (N, 32, 32, 3) and
+    labels int64 (N,), in the archive's order.
+    Raises InputError where the archive is not whole, holds another number of images, of classes or
+    of images a class, or a pickle that asks for more than arrays.
+    """
+    archive = ARCHIVES[name]
+    with members(path) as files:
+        classes = _load(files, archive.meta, path).get(archive.names)
+        if not isinstance(classes, list) or len(classes) != archive.classes:
+            where = f"{path}: {archive.meta}"
+            raise InputError(f"{where} must hold {archive.names}, a list of {archive.classes}")
+        classes = [_text(x).replace("_", " ") for x in classes]
+        splits = []
+        for parts, per_class in (
+            (archive.train, archive.train_per_class),
+            (archive.test, archive.test_per_class),
+        ):
+            batches = [
+                _batch(_load(files, part, path), archive, f"{path}: {part}") for part in parts
+            ]
+            split = Split(*(np.concatenate(arrays) for arrays in zip(*batches)))
+            _check_counts(split.labels, per_class, classes, f"{path}: {', '.join(parts)}")
+            splits.append(split)
+    return *splits, classes
+
+
+def _load(files: dict[str, Callable[[], bytes]], member: str, path: Path | str) -> dict[str, Any]:
+    where = f"{path}: {member}"
+    if member not in files:
+        raise InputError(f"{where} is missing")
+    try:
+        # Python 2 pickled its strings as bytes; latin1 keeps every byte.
+        content = _Unpickler(BytesIO(files[member]()), encoding="latin1").load()
+    except Exception as error:  # a broken pickle can raise anything
+        raise InputError(f"{where} could not be unpickled: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{where} must hold a dict, not {type(content).__name__}")
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _batch(content: dict[str, Any], archive: Archive, where: str) -> Split:
+    for key in ("data", archive.labels):
+        if key not in content:
+            raise InputError(f"{where} has no {key}, only {', '.join(sorted(content))}")
+    data = content["data"]
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        found = f"{getattr(data, 'dtype', type(data).__name__)} {getattr(data, 'shape', '')}"
+        raise InputError(f"{where}: data must be uint8 (N, 3072), not {found.strip()}")
+    labels = content[archive.labels]
+    if not isinstance(labels, list | np.ndarray) or len(labels) != len(data):
+        raise InputError(f"{where}: {archive.labels} must be {len(data)} numbers, one an image")
+    for label in labels:
+        if not isinstance(label, int | np.integer) or not 0 <= label < archive.classes:
+            raise InputError(
+                f"{where}: {archive.labels} must be 0 to {archive.classes - 1}, not {label!r}"
+            )
+    # Planes of one colour, row by row.
+    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Split(np.ascontiguousarray(images), np.array(labels, np.int64))
+
+
+def _check_counts(labels: np.ndarray, per_class: int, classes: list[str], where: str) -> None:
+    if len(labels) != (needed := per_class * len(classes)):
+        raise InputError(f"{where} must hold {needed} images, not {len(labels)}")
+    for name, count in zip(classes, np.bincount(labels, minlength=len(classes))):
+        if count != per_class:
+            raise InputError(f"{where} must hold {per_class} images a class, not {count} of {name}")
+
+
+def prepare(p: Cifar) -> tuple[dict[str, Split], list[str]]:
+    """The splits train, validation, captioned and test, and the classes' names."""
+    archive = ARCHIVES[p.name]
+    checksum = f"sha256:{p.sha256}" if p.sha256 else archive.md5
+    if p.archive is None:
+        path = fetch(p.urls, archive.file, checksum, "set dataset.archive to a local copy")
+    else:
+        path = Path(p.archive)
+        whose = "dataset.sha256" if p.sha256 else "the official one, where dataset.sha256 is null"
+        verify(path, checksum, f"dataset.archive, checked against {whose}")
+    official, test, classes = read(path, p.name)
+    parts = divide(official.labels, p.validation, p.train_per_class, p.captioned_images, p.seed)
+    splits = {name: Split(*(x[ids] for x in official)) for name, ids in parts.items()}
+    return splits | {"test": test}, classes

@@ -1,0 +1,1 @@
+"""What saved logits say: scores, calibration, the report. Never needs torch."""

@@ -1,0 +1,122 @@
+"""What saved logits say about a model's accuracy; numpy and pandas only.
+
+`predictions/<name>/` holds float32 `validation.npy`, `test.npy` and `shifted/<set>.npy` (seeds, N, C),
+and float16 `corrupted.npy` (seeds, corruptions, severities, N, C), less each row's largest: without
+corruptions where these were skipped.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from richkd.base.files import read_json, replacing, write_json
+from richkd.data.dataset import CORRUPTED, SHIFTED, load_split
+from richkd.evaluate.seeds import summarize
+
+# AlexNet's mean error by corruption, which a model's is divided by.
+ALEXNET = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+
+
+def corrupted_sets(names: Sequence[str]) -> list[str]:
+    """The corruptions that there are: all, or none where they were skipped."""
+    return [] if (CORRUPTED / "skipped.txt").exists() else list(names)
+
+
+def shifted_sets() -> dict[str, dict[str, Any]]:
+    """Of each further test set `images` and `classes` (the labels in it), or `skipped` and why."""
+    return read_json(SHIFTED / "sets.json")
+
+
+def shifted_found() -> list[str]:
+    """The names of those that are there."""
+    return [name for name, what in shifted_sets().items() if "images" in what]
+
+
+def hit_rate(logits: np.ndarray, labels: np.ndarray, top: int) -> float:
+    """Share of rows of `logits` (N, C) whose label (N,) is among the `top` largest."""
+    best = np.argpartition(-logits, top - 1, axis=1)[:, :top]
+    return float((best == labels[:, None]).any(1).mean())
+
+
+def accuracy_among(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:
+    """Share of rows of `logits` (N, C) that are right (N,), the answer being one of `classes`.
+
+    As ImageNet-R's and -A's papers have it: logits of classes that the set does not have do not
+    compete.
+    """
+    classes = np.asarray(classes)
+    return float((classes[logits[:, classes].argmax(1)] == labels).mean())
+
+
+def mce(errors: Mapping[str, float]) -> float | None:
+    """Mean corruption error, 1 being AlexNet's, of mean errors over the five severities.
+
+    None unless all 15 corruptions are there.
+    """
+    if not ALEXNET.keys() <= errors.keys():
+        return None
+    return float(np.mean([errors[name] / error for name, error in ALEXNET.items()]))
+
+
+def score(
+    name: str,
+    labels: np.ndarray,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    imagenet: bool = False,
+) -> None:
+    """Write `metrics/evaluate/<name>.json` and `.csv`, accuracy by corruption and severity.
+
+    `labels` (N,) are the test images', `corruptions` come from `corrupted_sets`. With all corruptions
+    at all severities of the whole of `imagenet` the mean corruption error is there, too.
+    """
+    folder = Path("predictions") / name
+    clean = np.load(folder / "test.npy")
+    corrupted = np.load(folder / "corrupted.npy", mmap_mode="r")
+    # The published normalisers are of the mean over all severities.
+    normalised = imagenet and set(severities) == set(range(1, 6))
+    classes = {key: shifted_sets()[key]["classes"] for key in shifted_found()}
+    results, rows = {}, []
+    for seed in range(len(clean)):
+        results[f"run{seed}"] = result = {
+            "top1": hit_rate(clean[seed], labels, 1),
+            "top5": hit_rate(clean[seed], labels, min(5, clean.shape[-1])),
+        }
+        shares = [(scores.argmax(-1) == labels).mean(-1) for scores in corrupted[seed]]
+        if corruptions:
+            result["corrupted_top1"] = float(np.mean(shares))
+        errors = {corruption: 1 - float(share.mean()) for corruption, share in zip(corruptions, shares)}
+        if normalised and (error := mce(errors)) is not None:
+            result["mce"] = error
+        for key, present in classes.items():
+            logits = np.load(folder / f"shifted/{key}.npy", mmap_mode="r")[seed]
+            truth = load_split(SHIFTED / f"{key}.safetensors").labels
+            result[f"shifted_{key}"] = accuracy_among(logits, truth, present)
+        rows += [
+            {"run": seed, "corruption": corruption, "severity": severity, "accuracy": share[i]}
+            for corruption, share in zip(corruptions, shares)
+            for i, severity in enumerate(severities)
+        ]
+    table = pd.DataFrame(rows, columns=["run", "corruption", "severity", "accuracy"])
+    with replacing(f"metrics/evaluate/{name}.csv") as part:
+        table.groupby(["corruption", "severity"], sort=False).accuracy.agg(accuracy="mean").to_csv(part)
+    write_json(f"metrics/evaluate/{name}.json", summarize(results))

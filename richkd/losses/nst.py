@@ -1,0 +1,23 @@
+"""Neuron selectivity transfer."""
+
+import torch.nn.functional as F
+
+from richkd.losses.check import check_maps
+
+
+def nst(student_map, teacher_map):
+    """Neuron selectivity transfer: squared MMD between channels, polynomial kernel of degree 2.
+
+    Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
+    Maps (batch, channels, height, width), floating, channels may differ; returns a scalar.
+    Raises ValueError where batch, height or width differ.
+    """
+    check_maps(student_map, teacher_map)
+    student = F.normalize(student_map.flatten(2), dim=2)
+    teacher = F.normalize(teacher_map.flatten(2), dim=2)
+    own = _kernel(student, student) + _kernel(teacher, teacher)
+    return own - 2 * _kernel(student, teacher)
+
+
+def _kernel(first, second):
+    return (first @ second.mT).square().mean()

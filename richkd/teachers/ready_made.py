@@ -1,0 +1,109 @@
+"""Teachers that are not trained here: published checkpoints, local files, torchvision's."""
+
+from collections.abc import Sequence
+from http.client import HTTPException
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from richkd import models, weights
+from richkd.base import download
+from richkd.base.errors import InputError
+from richkd.base.files import sha256
+from richkd.data.views import Center
+from richkd.params import CheckpointTeacher, MdistillerTeacher, TorchvisionTeacher
+
+# What mdistiller and the papers before it normalise CIFAR-100 with.
+MDISTILLER_MEAN, MDISTILLER_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
+
+class Teacher(NamedTuple):
+    """A classifier, what its input is normalised with, and where its weights come from.
+
+    `center` is how it was published to see files, where that is known.
+    """
+
+    arch: str
+    model: nn.Module
+    mean: Sequence[float]
+    std: Sequence[float]
+    data: dict[str, str]
+    center: Center | None = None
+
+
+def obtain(
+    p: CheckpointTeacher | MdistillerTeacher | TorchvisionTeacher, num_classes: int
+) -> Teacher:
+    """The teacher that the params name; InputError where its weights cannot be had or do not fit."""
+    if isinstance(p, TorchvisionTeacher):
+        return _torchvision(p, num_classes)
+    model = models.create(p.arch, num_classes)
+    if isinstance(p, MdistillerTeacher):
+        data = _mdistiller(p, model)
+        return Teacher(p.arch, model, MDISTILLER_MEAN, MDISTILLER_STD, data)
+    download.verify(p.path, f"sha256:{p.sha256}", "teacher.path")
+    weights.load_into(model, p.path)
+    return Teacher(p.arch, model, p.mean, p.std, {p.path: p.sha256})
+
+
+def _mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
+    """Fill the model from `cifar_teachers.tar`; where the weights come from."""
+    name = models.REFERENCE_NAMES.get(p.arch, p.arch)
+    member = f"cifar_teachers/{name}_vanilla/ckpt_epoch_240.pth"
+    archive = download.fetch(
+        p.urls,
+        "cifar_teachers.tar",
+        p.sha256 and f"sha256:{p.sha256}",
+        "unpack it where there is a network and set teacher.source: checkpoint, teacher.path",
+    )
+    try:
+        with download.members(archive) as found:
+            if member not in found:
+                raise InputError(f"{archive} has no {member}: there is no such teacher")
+            content = BytesIO(found[member]())
+    except InputError:
+        if p.sha256 is None:
+            archive.unlink()  # nothing vouches for it: the next try downloads it again
+        raise
+    content.name = f"{archive}: {member}"
+    weights.load_into(model, content)
+    return {"cifar_teachers.tar": sha256(archive)}
+
+
+def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
+    from torchvision.models import get_model_weights
+
+    name = f"torchvision/{p.arch}"
+    try:
+        model = models.create(name, num_classes)
+        choices = get_model_weights(p.arch)
+    except ValueError as error:
+        raise InputError(f"teacher.arch: {error}") from None
+    if p.weights not in choices.__members__:
+        allowed = ", ".join(choices.__members__)
+        raise InputError(f"teacher.weights is {p.weights!r}: {p.arch} has {allowed}")
+    chosen = choices[p.weights]
+    classes = len(chosen.meta["categories"])
+    if classes != num_classes:
+        raise InputError(
+            f"torchvision's {p.arch} with weights {p.weights} knows {classes} classes, the data set "
+            f"has {num_classes}"
+        )
+    try:
+        state: dict[str, Any] = chosen.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError, HTTPException) as error:  # no network; another hash; cut off
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise InputError(
+            f"{chosen.url} could not be had ({error}): fetch it where there is a network and put it "
+            f"into {folder}"
+        ) from None
+    model.load_state_dict(state)
+    transforms = chosen.transforms()
+    center = Center(
+        transforms.resize_size[0], transforms.crop_size[0], transforms.interpolation.value
+    )
+    data = {chosen.url: str(chosen)}
+    return Teacher(name, model, transforms.mean, transforms.std, data, center)

@@ -1,0 +1,1 @@
+"""Training: a student's objective, its steps, its seeds."""

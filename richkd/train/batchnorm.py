@@ -1,0 +1,75 @@
+"""BatchNorm (Ioffe and Szegedy, ICML 2015) whose statistics are those of all processes' images."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from richkd.base import distributed
+
+
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, in place, with each BatchNorm over the batch of all processes while it trains.
+
+    Parameters, buffers and their names stay the same, and alone a process keeps its model as it
+    is. Gradients are those of the sum of the processes' losses. Every process must have as many
+    images, and a layer its own weights, running statistics and momentum, as they have by default.
+    """
+    if distributed.processes() == 1:
+        return model
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():  # torch's takes no tensors of a CPU
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            module.__class__ = SynchronisedBatchNorm
+    return model
+
+
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Of floating rows (N, channels, ...), N the same in every process; on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        with torch.no_grad():
+            # nn.BatchNorm's own kernel, several times faster than var_mean where channels are last.
+            rows = x.to(self.running_mean.dtype)  # under autocast x has 16 bits
+            own = torch.stack(torch.batch_norm_update_stats(rows, None, None, 0.0))
+            # The variance is the mean within the processes and that between them. Squares of the
+            # whole batch would take as few messages, but lose digits where the mean is large.
+            means, variances = distributed.gather(own[None]).unbind(1)
+            between, mean = torch.var_mean(means, 0, correction=0)
+            var = variances.mean(0) + between
+            count = x.numel() // x.shape[1] * distributed.processes()
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        return _Normalise.apply(x, self.weight, self.bias, mean, var, self.eps, count)
+
+
+class _Normalise(torch.autograd.Function):
+    """BatchNorm by the given statistics, which follow from x in all processes."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, eps, count):
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.count = eps, count
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, weight, mean, var = ctx.saved_tensors
+
+        def gradients(upstream, *wanted):
+            """Of x, weight and bias, as if the statistics were constants."""
+            return torch.ops.aten.native_batch_norm_backward(
+                upstream, x, weight, mean, var, None, None, False, ctx.eps, wanted
+            )
+
+        _, *own = gradients(upstream, False, True, True)
+        # What x does through the statistics takes from upstream its part along 1 and x-hat.
+        parts = distributed.total(torch.stack(own)) / ctx.count
+        along = F.batch_norm(x, mean, var, *parts, eps=ctx.eps)
+        of_x, _, _ = gradients(upstream - along, True, False, False)
+        return of_x, *own, *[None] * 4

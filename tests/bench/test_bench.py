@@ -1,0 +1,236 @@
+"""Every benchmark runs at a tiny size and writes finite numbers; what is fast equals what is plain.
+
+Nothing here looks at how long anything took.
+"""
+
+import json
+import math
+import time
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from bench import accuracy, common, crd, overhead, protocol, scaling
+from bench import input as inputs
+from richkd.data.dataset import Split
+from richkd.data.resident import ResidentSet
+from richkd.data.views import Views
+
+TINY = {
+    "input": {"images": 40, "batch_size": 8, "batches": 3, "workers": 2, "repeats": 2},
+    "files": {
+        "images": 12, "side": 80, "size": 32, "batch_size": 4, "workers": 1, "repeats": 2,
+    },
+    "crd": {"samples": 60, "negatives": 8, "batch_size": 4, "dim": 4, "classes": 5, "repeats": 2},
+    "scaling": {
+        "base": {"samples": 60, "batch_size": 4, "classes": 5, "negatives": 8},
+        "ranges": {
+            "samples": [30, 60, 90], "batch_size": [2, 4, 8], "classes": [2, 3, 4, 5],
+            "negatives": [4, 8, 16],
+        },
+        "dim": 4,
+        "repeats": 2,
+    },
+    "step": {
+        "teacher": "resnet8", "student": "resnet8", "samples": 40, "negatives": 8, "dim": 4,
+        "batch_size": 4, "steps": 1, "workers": 1, "repeats": 2,
+    },
+    "epoch": {
+        "teacher": "resnet8", "student": "resnet8", "teacher_dim": 8, "samples": 40, "negatives": 8,
+        "dim": 4, "batch_size": 8, "share": 0.4, "beside": (2,), "changes": {"eager": {"step": "eager"}},
+        "repeats": 2,
+    },
+    "cache": {"arch": "resnet8", "images": 6, "held": 2, "batch_size": 4, "repeats": 2},
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def numbers(data):
+    if isinstance(data, dict):
+        return [x for value in data.values() for x in numbers(value)]
+    assert isinstance(data, (int, float, str)), f"{data!r} has no place in a metrics file"
+    return [] if isinstance(data, str) else [data]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_writes_finite_numbers_and_what_they_were_measured_on(name, here, capsys):
+    import_module(f"bench.{name}").main(**TINY[name])
+    written = json.loads((here / f"{common.folder()}/{name}.json").read_text())
+    assert all(map(math.isfinite, numbers(written)))
+    assert {"device", "processor", "threads", "versions", "date", "commit"} <= written.keys()
+    printed = capsys.readouterr().out
+    assert all(f"\n{row} " in printed for row in written["rows"])
+
+
+def test_scaling_draws_every_range(here):
+    scaling.main(**TINY["scaling"])
+    assert (here / f"{common.folder()}/scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("power", [0, 1, 2.5])
+def test_the_exponent_is_that_of_the_upper_half(power):
+    x = [1, 2, 4, 8]
+    assert scaling.exponent(x, [9, 9, 4**power, 8**power]) == pytest.approx(power)
+
+
+def test_cases_take_turns_after_one_call_each():
+    calls = []
+    times = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert "".join(calls) == "abababab"
+    assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
+
+
+def test_a_spread_and_a_speedup():
+    assert common.spread("s", [3, 1, 7]) == {"s": 3, "s_min": 1, "s_max": 7}
+    assert common.speedup([8, 8, 6], [1, 2, 2]) == {"ratio": 4, "ratio_min": 3, "ratio_max": 8}
+
+
+def test_seconds_are_those_of_the_call():
+    assert common.seconds(lambda: time.sleep(0.02)) >= 0.02
+
+
+def test_peak_memory_counts_what_is_freed_again_and_not_what_was_there():
+    there = torch.ones(64, common.MIB, dtype=torch.uint8)
+
+    def case():
+        for _ in range(2):  # one after the other: not added up
+            torch.ones(32, common.MIB, dtype=torch.uint8)
+        return there
+
+    assert common.peak_memory(case) == pytest.approx(32, abs=2)
+    assert common.peak_memory(lambda: None) < 2
+
+
+# --- step, epoch --------------------------------------------------------------------------------
+
+
+def test_a_stepper_takes_as_many_steps_of_each_run_as_it_says():
+    made = protocol.Protocol(
+        samples=40, held=16, negatives=8, dim=4, batch_size=8, teacher_dim=6, device=CPU
+    )
+    runs = [made.run("resnet8", "LF", seed=seed) for seed in (0, 1)]
+    case = protocol.stepper(runs, 3)  # two are an epoch
+    before = [run.model.fc.weight.detach().clone() for run in runs]
+    case()
+    assert [sum(run.seen.values()) for run in runs] == [3, 3]
+    assert [len(run.history) for run in runs] == [1, 1]
+    assert list(runs[0].history[0]) == ["epoch", "loss", "ce", "kd", "crd", "train_accuracy"]
+    assert not any(torch.equal(run.model.fc.weight, w) for run, w in zip(runs, before))
+
+
+@pytest.mark.parametrize("variant", ["ce", "kd", "L", "F", "LF"])
+def test_the_protocol_has_every_variants_terms(variant):
+    made = protocol.Protocol(
+        samples=40, held=16, negatives=8, dim=4, batch_size=8, teacher_dim=6, device=CPU
+    )
+    terms = {"ce": [], "kd": ["kd"], "L": ["kd"], "F": ["crd"], "LF": ["kd", "crd"]}
+    assert list(made.run("resnet8", variant).objective.terms) == terms[variant]
+
+
+# --- accuracy, overhead -------------------------------------------------------------------------
+
+
+def test_a_difference_has_the_standard_error_of_its_pairs():
+    found = accuracy.compare([3.0, 5.0, 4.0, 4.0], [2.0, 2.0, 2.0, 2.0])
+    assert found["difference"] == 2.0
+    assert found["standard_error"] == pytest.approx((2 / 3) ** 0.5 / 2)
+
+
+def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
+    trained = []
+
+    def distill(folder, *words):
+        params = yaml.safe_load((here / "params.yaml").read_text())
+        trained.append((words[-1], params["distill"]["seeds"], params["runtime"], params["crd"]))
+        values = {f"seed{seed}": 0.9 + 0.01 * seed for seed in (0, 1)}
+        (here / "metrics/train").mkdir(parents=True, exist_ok=True)
+        (here / "metrics/train/F.json").write_text(json.dumps({"validation_accuracy": values}))
+
+    text = (common.ROOT / "params.yaml").read_text()
+    (here / "params.yaml").write_text(text)
+    monkeypatch.setattr(accuracy, "command", distill)
+    for trick in (None, *accuracy.TRICKS.values()):
+        assert accuracy.train(here, "F", (0, 1), trick) == pytest.approx([90, 91])
+        assert (here / "params.yaml").read_text() == text
+    assert all((name, seeds) == ("F", [0, 1]) for name, seeds, *_ in trained)
+    told = [(runtime["precision"], crd["negatives"]) for *_, runtime, crd in trained]
+    assert told == [("fp32", "auto"), ("bf16", "auto"), ("fp32", "shared")]
+
+
+def test_overhead_tells_stages_from_what_dvc_does_besides(monkeypatch):
+    lines = [
+        (1.0, "start"), (3.0, "Running stage 'a':"), (7.0, "Updating lock file 'dvc.lock'"),
+        (8.0, "Running stage 'b@L':"), (13.0, "Updating lock file 'dvc.lock'"),
+        (14.0, "Stage 'c' didn't change, skipping"), (20.0, ""),
+    ]  # fmt: skip
+    monkeypatch.setattr(overhead, "timed", lambda *_: lines)
+    seconds = overhead.by_stage("folder")
+    assert seconds == {overhead.START: 3.0, "a": 4.0, overhead.CHECKS: 8.0, "b@L": 5.0}
+    assert seconds.total() == 20.0
+
+
+def test_overhead_stops_where_a_command_fails():
+    with pytest.raises(SystemExit, match="exit 3 failed:\nsaid"):
+        overhead.timed(".", "sh", "-c", "echo said; exit 3")
+
+
+# --- input --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), np.array([5, 6, 7]))
+
+
+def resident(images, pad):
+    return ResidentSet(images, inputs.MEAN, inputs.STD, Views(32, 32, pad, flip=True), CPU)
+
+
+def test_torchvision_gives_one_of_our_views(images):
+    inputs.agree(inputs.PlainImages(images), resident(images, 4))
+
+
+def test_input_stops_where_another_view_or_label_comes(images):
+    plain = inputs.PlainImages(images)
+    torch.manual_seed(0)  # one crop of 81 is the one without pad
+    with pytest.raises(ValueError, match="image 0: no view is within"):
+        inputs.agree(plain, resident(images, 0))
+    other = images._replace(labels=images.labels + 1)
+    with pytest.raises(ValueError, match="image 0"):
+        inputs.agree(plain, resident(other, 4))
+
+
+# --- crd ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def problem():
+    return crd.Problem(samples=60, negatives=8, batch_size=4, dim=4, classes=5, device=CPU)
+
+
+def test_plain_contrast_equals_ours_and_moves_the_same_banks(problem):
+    plain = crd.PlainMemory(problem.memory, problem.labels.numpy())
+    before = problem.memory.student_bank.clone()
+    assert crd.agree(problem, plain) < 1e-5
+    assert not torch.equal(problem.memory.student_bank, before)
+    for actual, expected in zip(
+        plain.banks, (problem.memory.teacher_bank, problem.memory.student_bank)
+    ):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_crd_stops_where_they_differ(problem):
+    plain = crd.PlainMemory(problem.memory, problem.labels.numpy())
+    plain.temperature = 0.08
+    with pytest.raises(ValueError, match="ours and the plain way differ by"):
+        crd.agree(problem, plain)
+
+
+def test_plain_negatives_are_of_other_classes(problem):
+    drawn = crd.PlainMemory(problem.memory, problem.labels.numpy()).draw(problem.ids)
+    assert drawn.shape == (4, 8) and drawn.dtype == torch.int64
+    assert (problem.labels[drawn] != problem.labels[problem.ids][:, None]).all()

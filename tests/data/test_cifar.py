@@ -1,0 +1,213 @@
+"""CIFAR's archives: read as published, checked in full, and never a way to run code."""
+
+import os
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from archives import dumps, write
+
+from richkd.base.errors import InputError
+from richkd.data.cifar import ARCHIVES, Archive, read
+
+TINY = Archive(
+    file="tiny.tar.gz",
+    md5="",
+    train=("tiny/one", "tiny/two"),
+    test=("tiny/test",),
+    meta="tiny/meta",
+    labels="labels",
+    names="label_names",
+    classes=3,
+    train_per_class=4,
+    test_per_class=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(ARCHIVES, "tiny", TINY)
+
+
+def tiny_contents():
+    """Image i of each part has i in its first pixel's blue."""
+
+    def batch(labels):
+        data = np.zeros((len(labels), 3072), np.uint8)
+        data[:, 2048] = range(len(labels))
+        return {"data": data, "labels": labels, "batch_label": "x", "filenames": []}
+
+    return {
+        "tiny/one": batch([0, 1, 2, 0, 1]),
+        "tiny/two": batch([2, 0, 1, 2, 0, 1, 2]),
+        "tiny/test": batch([2, 2, 1, 1, 0, 0]),
+        "tiny/meta": {"label_names": ["maple_tree", "sea", "lawn_mower"]},
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_batch_is_read_in_order(tmp_path, protocol):
+    path = write(tmp_path / "x.tar.gz", tiny_contents(), protocol)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, test, classes = read(path, "tiny")
+    assert classes == ["maple tree", "sea", "lawn mower"]
+    assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert test.labels.tolist() == [2, 2, 1, 1, 0, 0]
+    assert train.images[:, 0, 0, 2].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
+    assert train.images.sum() == 10 + 21  # nothing but these
+    for split in (train, test):
+        assert split.images.shape == (len(split.labels), 32, 32, 3)
+        assert split.images.dtype == np.uint8 and split.labels.dtype == np.int64
+        assert split.images.flags.c_contiguous and split.images.flags.writeable
+
+
+def test_pixels_are_planes_of_red_green_and_blue_row_by_row(tmp_path):
+    contents = tiny_contents()
+    plane = np.arange(1024).reshape(32, 32)
+    rows, columns = plane // 32 * 8, plane % 32  # up to 248: Python 2 wrote them as text
+    contents["tiny/test"]["data"][0] = np.stack([rows, columns, plane % 7]).ravel()
+    _, test, _ = read(write(tmp_path / "x.tar.gz", contents), "tiny")
+    np.testing.assert_array_equal(test.images[0], np.stack([rows, columns, plane % 7], axis=-1))
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar100", 100), ("cifar10", 10)])
+def test_an_archive_of_official_size_and_layout_is_read(official, name, classes):
+    train, test, names = read(official[name], name)
+    for split, count in ((train, 50_000), (test, 10_000)):
+        assert split.images.shape == (count, 32, 32, 3)
+        assert (np.bincount(split.labels) == count // classes).all()
+        np.testing.assert_array_equal(split.images[:, 5, 7, 2], split.labels)
+    assert names == [f"class {i}" for i in range(classes)]
+
+
+def test_the_published_images_are_read(shared):
+    train, test, classes = read(shared / "data/cifar-100-python.tar.gz", "cifar100")
+    means = train.images.reshape(-1, 3).mean(0) / 255
+    np.testing.assert_allclose(means, [0.5071, 0.4865, 0.4409], atol=5e-5)
+    assert (np.bincount(train.labels) == 500).all() and (np.bincount(test.labels) == 100).all()
+    assert len(set(classes)) == 100 and classes[:3] == ["apple", "aquarium fish", "baby"]
+    assert "maple tree" in classes and "sweet pepper" in classes
+    assert [classes[i] for i in train.labels[:3]] == ["cattle", "dinosaur", "apple"]
+    assert test.labels[:5].tolist() == [49, 33, 72, 51, 71]
+
+
+def refusal(path, name="tiny"):
+    with pytest.raises(InputError) as caught:
+        read(path, name)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("member", ["tiny/meta", "tiny/two"])
+def test_a_pickle_that_runs_code_is_refused_and_does_not(tmp_path, member, evil):
+    contents = tiny_contents() | {member: pickle.dumps({"data": evil})}
+    path = write(tmp_path / "x.tar.gz", contents)
+    assert refusal(path) == (
+        f"{member} could not be unpickled: it asks for {os.name}.system, which is refused"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile", "numpy.ndarray.tofile",
+     "codecs.encode", "functools.partial", "_codecs.lookup"],
+)  # fmt: skip
+def test_only_what_arrays_need_is_looked_up(tmp_path, name):
+    module, _, name = name.rpartition(".")
+    path = write(
+        tmp_path / "x.tar.gz",
+        tiny_contents() | {"tiny/meta": f"c{module}\n{name}\n.".encode()},
+    )
+    assert f"it asks for {module}.{name}, which is refused" in refusal(path)
+
+
+def test_a_way_round_by_dots_in_the_name_is_refused(tmp_path):
+    # From protocol 4 on a name is looked up attribute by attribute.
+    payload = b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
+    path = write(tmp_path / "x.tar.gz", tiny_contents() | {"tiny/meta": payload})
+    assert "it asks for numpy.ndarray.tofile, which is refused" in refusal(path)
+
+
+@pytest.mark.parametrize("share", [0, 0.2, 0.9])
+def test_a_pickle_that_ends_early_is_refused(tmp_path, share):
+    contents = tiny_contents()
+    data = dumps(contents["tiny/two"], 2)
+    contents["tiny/two"] = data[: int(share * len(data))]
+    text = refusal(write(tmp_path / "x.tar.gz", contents))
+    assert text.startswith("tiny/two could not be unpickled: ")
+
+
+def changed(member, **changes):
+    """The tiny archive with these keys of one member set, or dropped where None."""
+    contents = tiny_contents()
+    merged = contents[member] | changes
+    contents[member] = {key: value for key, value in merged.items() if value is not None}
+    return contents
+
+
+NO_DATA = "tiny/one has no data, only batch_label, filenames, labels"
+NO_LABELS = "tiny/one has no labels, only batch_label, data, filenames"
+SHAPE = "tiny/one: data must be uint8 (N, 3072), not "
+LENGTH = "tiny/one: labels must be 5 numbers, one an image"
+RANGE = "tiny/one: labels must be 0 to 2, not "
+NAMES = "tiny/meta must hold label_names, a list of 3"
+DATA = np.zeros((5, 3072))
+WRONG = {
+    "no data": ("one", {"data": None}, NO_DATA),
+    "no labels": ("one", {"labels": None}, NO_LABELS),
+    "floats": ("one", {"data": DATA}, SHAPE + "float64 (5, 3072)"),
+    "flat": ("one", {"data": DATA[0].astype(np.uint8)}, SHAPE + "uint8 (3072,)"),
+    "too wide": ("one", {"data": np.zeros((5, 3073), np.uint8)}, SHAPE + "uint8 (5, 3073)"),
+    "a list": ("one", {"data": [1, 2]}, SHAPE + "list"),
+    "a label less": ("one", {"labels": [0, 1, 2, 0]}, LENGTH),
+    "labels in words": ("one", {"labels": "01201"}, LENGTH),
+    "a label too large": ("one", {"labels": [0, 1, 3, 0, 1]}, RANGE + "3"),
+    "a label below 0": ("one", {"labels": [0, 1, -1, 0, 1]}, RANGE + "-1"),
+    "a label with a fraction": ("one", {"labels": [0, 1, 2.5, 0, 1]}, RANGE + "2.5"),
+    "no names": ("meta", {"label_names": None}, NAMES),
+    "a name less": ("meta", {"label_names": ["a", "b"]}, NAMES),
+    "names of another kind": ("meta", {"label_names": "abc"}, NAMES),
+    "an image less": (
+        "one",
+        {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 0]},
+        "tiny/one, tiny/two must hold 12 images, not 11",
+    ),
+    "a class with more": (
+        "test",
+        {"labels": [2, 2, 1, 1, 1, 0]},
+        "tiny/test must hold 2 images a class, not 1 of maple tree",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("member", "changes", "text"), WRONG.values(), ids=WRONG)
+def test_what_is_not_as_published_is_named(tmp_path, member, changes, text):
+    assert refusal(write(tmp_path / "x.tar.gz", changed(f"tiny/{member}", **changes), 4)) == text
+
+
+def test_numpy_labels_are_fine(tmp_path):
+    contents = changed("tiny/one", labels=np.array([0, 1, 2, 0, 1], np.int32))
+    train, _, _ = read(write(tmp_path / "x.tar.gz", contents), "tiny")
+    assert train.labels.dtype == np.int64 and train.labels[:5].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_a_member_that_is_missing_or_no_dict_is_named(tmp_path):
+    contents = tiny_contents() | {"tiny/two": [1]}
+    assert refusal(write(tmp_path / "x.tar.gz", contents)) == "tiny/two must hold a dict, not list"
+    del contents["tiny/two"]
+    assert refusal(write(tmp_path / "x.tar.gz", contents)) == "tiny/two is missing"
+
+
+def test_the_archive_of_another_data_set_is_refused(tmp_path):
+    path = write(tmp_path / "x.tar.gz", tiny_contents())
+    assert refusal(path, "cifar100") == "cifar-100-python/meta is missing"
+
+
+def test_a_truncated_archive_is_refused(tmp_path):
+    path = write(tmp_path / "x.tar.gz", tiny_contents())
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match="x.tar.gz is not whole, or not a tar archive"):
+        read(path, "tiny")

@@ -1,0 +1,447 @@
+"""Images in folders: what prepare finds, what it leaves out, and what it refuses in one line."""
+
+import io
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import trees
+from PIL import Image, ImageOps
+from scipy.io import savemat
+
+from richkd import params
+from richkd.base.errors import InputError
+from richkd.data import folder
+from richkd.data.imagesets import decode
+
+WNIDS = trees.WNIDS[:4]
+TRAIN, VAL = 7, 3
+KIT = Path("ILSVRC2012_devkit_t12/data")
+TRUTH = KIT / "ILSVRC2012_validation_ground_truth.txt"
+ALL = {
+    "classes": "all", "expect_train": None, "expect_val": None, "unreadable": 0,
+    "train_per_class": "all", "validation": 0, "captioned_images": 0, "seed": 0,
+}  # fmt: skip
+
+
+def imagenet(root, **changes):
+    """The section of params for these classes."""
+    return params.ImageNet(**ALL | {"name": "imagenet", "root": str(root), "classes": tuple(WNIDS)} | changes)
+
+
+def own(root, **changes):
+    return params.Folder(**ALL | {"name": "folder", "root": str(root), "names": None} | changes)
+
+
+def refusal(p):
+    with pytest.raises(InputError) as caught:
+        folder.prepare(p)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A tree with grey, CMYK, palette, turned and cut off files in the first class; only read."""
+    return trees.imagenet(tmp_path_factory.mktemp("odd"), TRAIN, VAL, WNIDS)
+
+
+@pytest.fixture
+def tree(odd, tmp_path):
+    """A copy to spoil, in which every file is whole."""
+    root = Path(shutil.copytree(odd, tmp_path / "tree"))
+    whole = root / f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG"
+    shutil.copy(whole, whole.with_name(f"{WNIDS[0]}_4.JPEG"))
+    return root
+
+
+# --- what is there ------------------------------------------------------------------------------
+
+
+def test_a_tree_as_splits(odd, capsys):
+    splits, info = folder.prepare(imagenet(odd, unreadable=1, validation=6, captioned_images=8))
+    assert {name: len(split.labels) for name, split in splits.items()} == {
+        "validation": 6, "train": 4 * TRAIN - 1 - 6, "captioned": 8, "test": 4 * VAL,
+    }  # fmt: skip
+    every = dict(zip(folder.wnids(), open_clip.IMAGENET_CLASSNAMES))
+    assert info.classes == [every[wnid] for wnid in WNIDS] and info.classes[0] == "tench"
+    assert info.folders == WNIDS and info.name == "imagenet"
+    cut_off = f"train/{WNIDS[0]}/{WNIDS[0]}_4.JPEG"
+    assert info.unreadable == [cut_off]
+    assert f"1 files below {odd} cannot be read: {cut_off}; they are left out" in capsys.readouterr().out
+    for split in splits.values():
+        assert split.root == str(odd) and cut_off not in split.paths
+        assert [Path(path).parent.name for path in split.paths] == [WNIDS[x] for x in split.labels]
+        assert split.labels.dtype == np.int64
+    assert not set(splits["train"].paths) & set(splits["validation"].paths)
+    assert set(splits["captioned"].paths) <= set(splits["train"].paths)
+
+
+def test_files_are_in_order_and_the_same_each_time(odd):
+    first, again = (folder.prepare(imagenet(odd, unreadable=1))[0] for _ in range(2))
+    for part, name in (("train", "train"), ("val", "test")):
+        every = sorted(str(path.relative_to(odd)) for path in (odd / part).glob("*/*"))
+        assert first[name].paths == [path for path in every if not path.endswith("0764_4.JPEG")]
+    for name, split in first.items():
+        for a, b in zip(split, again[name]):
+            assert np.array_equal(a, b)
+
+
+def test_the_order_in_params_does_not_matter(odd):
+    splits, info = folder.prepare(imagenet(odd, unreadable=1, classes=tuple(WNIDS[2:0:-1])))
+    assert info.folders == WNIDS[1:3]
+    assert [Path(path).parent.name for path in splits["test"].paths] == [WNIDS[1]] * VAL + [WNIDS[2]] * VAL
+
+
+def test_sizes_and_kinds_are_those_of_the_decoded_images(odd):
+    train = folder.prepare(imagenet(odd, unreadable=1))[0]["train"]
+    kinds = {}
+    for path, size, length, plain in zip(train.paths, train.sizes, train.bytes, train.plain):
+        with Image.open(odd / path) as image:
+            assert ImageOps.exif_transpose(image).size == tuple(size)
+            assert plain == (image.format == "JPEG" and image.mode in "RGBL" and not image.getexif())
+            kinds[Path(path).stem] = (image.format, image.mode, bool(plain))
+        assert decode(odd / path).shape == (3, size[1], size[0])
+        assert (odd / path).stat().st_size == length
+    assert [kinds[f"{WNIDS[0]}_{i}"] for i in range(4)] == [
+        ("JPEG", "L", True), ("JPEG", "CMYK", False), ("PNG", "P", False), ("JPEG", "RGB", False),
+    ]  # fmt: skip
+    with Image.open(odd / f"train/{WNIDS[0]}/{WNIDS[0]}_3.JPEG") as lying:
+        (number,) = (i for i, path in enumerate(train.paths) if path.endswith("0764_3.JPEG"))
+        assert lying.size[::-1] == tuple(train.sizes[number]) != lying.size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "x.jpg", exif=exif)
+    width, height, size, plain = folder.probe(tmp_path / "x.jpg")
+    assert (width, height) == ((20, 30) if orientation > 4 else (30, 20))
+    assert size == (tmp_path / "x.jpg").stat().st_size and plain == (orientation == 1)
+
+
+def test_two_thousand_files_of_all_thousand_classes(tmp_path):
+    """100,000 hard links to 200 files of 95 kB, 500 x 375: 10 s on two cores (by hand)."""
+    rng = np.random.default_rng(0)
+    sources = [tmp_path / f"{i}.jpg" for i in range(10)]
+    for source in sources:
+        trees.photograph(0, rng).save(source)
+    for number, wnid in enumerate(folder.wnids()):
+        for part in ("train", "val"):
+            (tmp_path / part / wnid).mkdir(parents=True)
+            os.link(sources[number % 10], tmp_path / part / wnid / f"{part}_{number}.JPEG")
+    began = time.monotonic()
+    splits, info = folder.prepare(imagenet(tmp_path, classes="all", expect_train=1000, expect_val=1000))
+    print(f"2,000 files in {time.monotonic() - began:.1f} s")
+    assert tuple(info.classes) == open_clip.IMAGENET_CLASSNAMES and info.folders == folder.wnids()
+    for name in ("train", "test"):
+        assert splits[name].labels.tolist() == list(range(1000)) and splits[name].plain.all()
+
+
+# --- what is not as it must be ------------------------------------------------------------------
+
+
+def test_more_broken_files_than_allowed_are_named(odd):
+    cut_off = f"train/{WNIDS[0]}/{WNIDS[0]}_4.JPEG"
+    said = f"1 files below {odd} cannot be read: {cut_off}; dataset.unreadable allows 0"
+    assert refusal(imagenet(odd)) == said
+    # Their names say more than their number.
+    assert refusal(imagenet(odd, expect_train=4 * TRAIN)) == said
+
+
+def test_the_first_ten_of_many_are_named(tree):
+    for path in (tree / "val").glob("*/*"):
+        path.write_bytes(b"")
+    said = refusal(imagenet(tree, unreadable=11))
+    assert said.startswith(f"12 files below {tree} cannot be read: val/{WNIDS[0]}/{WNIDS[0]}_0.JPEG, ")
+    assert said.endswith(", ...; dataset.unreadable allows 11") and said.count(".JPEG") == 10
+
+
+def test_a_class_of_which_nothing_can_be_read_is_named(tree):
+    for path in (tree / "val" / WNIDS[2]).iterdir():
+        path.write_bytes(b"no image")
+    said = f"{tree}/val holds no image of {WNIDS[2]} that can be read"
+    assert refusal(imagenet(tree, unreadable=3)) == said
+
+
+@pytest.mark.parametrize(
+    ("key", "there", "part"), [("expect_train", 4 * TRAIN, "train"), ("expect_val", 4 * VAL, "val")]
+)
+def test_another_number_of_images_is_refused(tree, key, there, part):
+    folder.prepare(imagenet(tree, **{key: there}))
+    said = f"{tree}/{part} must hold 1,281,167 images that can be read, not {there}"
+    assert refusal(imagenet(tree, **{key: 1_281_167})) == said
+
+
+def without(tree, part):
+    shutil.rmtree(tree / part / WNIDS[1])
+
+
+def emptied(tree, part):
+    for path in (tree / part / WNIDS[1]).iterdir():
+        path.rename(path.with_suffix(".txt"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part", "changes", "said"),
+    [
+        (without, "train", {}, f"dataset.classes has '{WNIDS[1]}': {{}}/train has no such folder"),
+        (without, "val", {}, f"{{}}/val has no folder for the class '{WNIDS[1]}'"),
+        (emptied, "train", {}, f"{{}}/train/{WNIDS[1]} holds no image (.jpg, .jpeg, .png, .webp)"),
+        (emptied, "val", {}, f"{{}}/val/{WNIDS[1]} holds no image (.jpg, .jpeg, .png, .webp)"),
+        (None, "", {"classes": ("n01440764", "tench")}, "dataset.classes has 'tench': no class of ImageNet"),
+        (
+            None, "", {"classes": ("n01484850",)},
+            "dataset.classes has 'n01484850': {}/train has no such folder",
+        ),
+        (
+            None, "", {"classes": "all"},
+            "{}/train must hold the 1,000 classes of ImageNet, n01484850 is missing: "
+            "name yours in dataset.classes",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_classes_are_one_line(tree, spoil, part, changes, said):
+    if spoil:
+        spoil(tree, part)
+    assert refusal(imagenet(tree, **changes)) == said.format(tree)
+
+
+def test_a_folder_that_is_no_class_of_imagenets_is_named(tmp_path):
+    for wnid in [*folder.wnids(), ".ipynb_checkpoints"]:
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+    assert ", .ipynb_checkpoints is none of them: " in refusal(imagenet(tmp_path, classes="all"))
+
+
+@pytest.mark.parametrize("made", [[], ["n01440764"], ["train"]])
+def test_another_root_is_refused(tmp_path, made):
+    for name in made:
+        (tmp_path / name).mkdir()
+    said = "': must hold train/<class>/ and val/<class>/, images in them"
+    assert refusal(imagenet(tmp_path)) == f"dataset.root is '{tmp_path}{said}"
+    assert refusal(own(tmp_path / "gone")) == f"dataset.root is '{tmp_path}/gone{said}"
+
+
+def test_more_training_images_than_there_are_is_refused(tree):
+    assert refusal(imagenet(tree, train_per_class=8)).startswith("dataset.train_per_class is 8: ")
+
+
+# --- files that are no images -------------------------------------------------------------------
+
+
+def test_files_with_another_ending_are_left_out_and_said(tree, capsys):
+    for name in ("Thumbs.db", "urls.txt"):
+        (tree / "train" / WNIDS[1] / name).write_bytes(b"x")
+    (tree / "train" / WNIDS[1] / "a_folder.jpg").mkdir()
+    splits, info = folder.prepare(imagenet(tree))
+    assert len(splits["train"].labels) == 4 * TRAIN and not info.unreadable
+    said = f"{tree}/train: 2 files that are no images (.jpg, .jpeg, .png, .webp) are left out"
+    assert said in capsys.readouterr().out
+
+
+def test_endings_in_any_case(tmp_path):
+    names = ["a.JPG", "b.Jpeg", "c.png", "d.PNG", "e.webp"]
+    for part in ("train", "val"):
+        (tmp_path / part / "x").mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (9, 8)).save(tmp_path / part / "x" / name)
+    splits, _ = folder.prepare(own(tmp_path))
+    assert [Path(path).name for path in splits["train"].paths] == names
+    assert splits["train"].plain.tolist() == [True, True, False, False, False]
+
+
+def encoded(kind, **options):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def flipped(content):
+    """With one bit wrong in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+EXIF = Image.Exif()
+EXIF[0x010E] = "an eXIf chunk comes before the pixels"
+READABLE = {
+    "bytes behind the end": encoded("JPEG") + b"\0" * 100,
+    "several pictures": encoded("MPO", save_all=True, append_images=[Image.new("RGB", (50, 40))]),
+    "WebP": encoded("WEBP"),
+    "PNG with EXIF": encoded("PNG", exif=EXIF),
+    "PNG with all pixels, without its end": encoded("PNG")[:-12],
+}
+BROKEN = {
+    "empty": b"",
+    "one byte": b"\xff",
+    "no image": b"<html>not found</html>" * 50,
+    "JPEG, half": encoded("JPEG")[:1000],
+    "JPEG, half, with bytes behind": encoded("JPEG")[:1000] + b"\0" * 100,
+    "PNG, half": encoded("PNG")[:2000],
+    "PNG, one bit wrong": flipped(encoded("PNG")),
+    "PNG with EXIF, one bit wrong": flipped(encoded("PNG", exif=EXIF)),
+    "WebP, half": encoded("WEBP")[:500],
+    # What cannot be decoded while training is not let in.
+    "BMP": encoded("BMP"),
+    "GIF": encoded("GIF"),
+    "TIFF": encoded("TIFF"),
+    "AVIF": encoded("AVIF"),
+}
+
+
+@pytest.mark.parametrize("content", READABLE.values(), ids=READABLE)
+def test_unusual_files_that_can_be_read(tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    plain = content is READABLE["bytes behind the end"]
+    assert folder.probe(tmp_path / "x.jpg") == (50, 40, len(content), plain)
+    assert decode(tmp_path / "x.jpg").shape == (3, 40, 50)
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_files_that_cannot(tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    assert folder.probe(tmp_path / "x.jpg") is None
+
+
+def test_a_file_that_is_gone(tmp_path):
+    assert folder.probe(tmp_path / "gone.jpg") is None
+
+
+# --- the official validation images -------------------------------------------------------------
+
+
+@pytest.fixture
+def flat(tree):
+    trees.flatten_validation(tree)
+    return tree
+
+
+def by_content(split):
+    return {(Path(split.root) / path).read_bytes(): label for path, label in zip(split.paths, split.labels)}
+
+
+def test_flat_validation_is_that_in_folders(odd, flat):
+    expected, (splits, info) = folder.prepare(imagenet(odd, unreadable=1)), folder.prepare(imagenet(flat))
+    assert by_content(splits["test"]) == by_content(expected[0]["test"])
+    assert info.classes == expected[1].classes
+    assert splits["test"].paths == [f"val/ILSVRC2012_val_{i:08}.JPEG" for i in range(1, 4 * VAL + 1)]
+    assert len(set(splits["test"].labels.tolist())) == 4
+
+
+def test_some_classes_of_flat_validation(odd, flat):
+    two = tuple(WNIDS[1:3])
+    expected, _ = folder.prepare(imagenet(odd, classes=two))
+    splits, _ = folder.prepare(imagenet(flat, classes=two, expect_val=2 * VAL))
+    assert by_content(splits["test"]) == by_content(expected["test"])
+
+
+def mat(**content):
+    buffer = io.BytesIO()
+    savemat(buffer, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>" + b"x" * 500,
+        mat(other=1),
+        mat(synsets=[1, 2, 3]),
+        mat(synsets="text"),
+        b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(999),
+    ],
+    ids=["empty", "a page", "no synsets", "numbers", "text", "another version"],
+)
+def test_a_broken_devkit_is_one_line(flat, content):
+    (flat / KIT / "meta.mat").write_bytes(content)
+    assert refusal(imagenet(flat)).startswith(f"{flat / KIT} is not ImageNet's devkit, or not whole: ")
+
+
+def test_a_devkit_that_ends_anywhere_is_one_line(flat):
+    meta = flat / KIT / "meta.mat"
+    content = meta.read_bytes()
+    for size in range(0, len(content), 7):
+        meta.write_bytes(content[:size])
+        with pytest.raises(InputError, match="is not ImageNet's devkit, or not whole: "):
+            folder._flat_validation(flat, WNIDS)
+
+
+@pytest.mark.parametrize("text", [b"1\nx\n", b"1\n99\n", b"5\n", b"\xff\xfe"])
+def test_a_broken_ground_truth_is_one_line(flat, text):
+    (flat / TRUTH).write_bytes(text)  # synset 5 is no class, 99 unknown
+    assert refusal(imagenet(flat)).startswith(f"{flat / KIT} is not ImageNet's devkit, or not whole: ")
+
+
+def test_an_image_without_ground_truth_is_named(flat):
+    lines = (flat / TRUTH).read_text().splitlines(True)
+    (flat / TRUTH).write_text("".join(lines[:7]))
+    said = f"{flat}/val/ILSVRC2012_val_00000008.JPEG: the devkit knows 7 images"
+    assert refusal(imagenet(flat)) == said
+
+
+@pytest.mark.parametrize("gone", ["val", KIT, TRUTH, "images"])
+def test_without_images_or_devkit_both_are_asked_for(flat, gone):
+    if gone == "images":
+        for path in (flat / "val").iterdir():
+            path.unlink()
+    elif (flat / gone).is_dir():
+        shutil.rmtree(flat / gone)
+    else:
+        (flat / gone).unlink()
+    assert refusal(imagenet(flat)) == (
+        f"{flat}/val must hold a folder a class, or ILSVRC2012_val_*.JPEG and beside it the devkit: "
+        "<folder>/data/ILSVRC2012_validation_ground_truth.txt and meta.mat"
+    )
+
+
+# --- any other data set -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pets(tmp_path):
+    return trees.imagenet(tmp_path / "pets", 2, 2, ["tabby_cat", "dog", "red panda"], oddities=False)
+
+
+def test_folders_give_their_own_names(pets):
+    splits, info = folder.prepare(own(pets))
+    assert info.folders == ["dog", "red panda", "tabby_cat"]
+    assert info.classes == ["dog", "red panda", "tabby cat"] and info.name == "folder"
+    assert splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_file_gives_names(pets, tmp_path):
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"dog": "a dog", "tabby_cat": "Katze", "red panda": "パンダ", "emu": "x"}))
+    assert folder.prepare(own(pets, names=str(names)))[1].classes == ["a dog", "パンダ", "Katze"]
+    some = own(pets, names=str(names), classes=("tabby_cat", "dog"))
+    assert folder.prepare(some)[1].classes == ["a dog", "Katze"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"dog": "a", "tabby_cat": "b"}', "has no name for the class 'red panda'"),
+        ('["dog", "cat", "panda"]', "must hold one JSON object: a name for each folder"),
+        ('{"dog": 1, "tabby_cat": "b", "red panda": "c"}', "must hold one JSON object: a name for each folder"),
+        ('{"dog": ', "is not whole: Expecting value: line 1 column 9 (char 8)"),
+    ],
+)
+def test_wrong_names_are_one_line(pets, tmp_path, content, said):
+    names = tmp_path / "names.json"
+    names.write_text(content)
+    assert refusal(own(pets, names=str(names))) == f"{names} {said}"
+
+
+def test_classes_that_are_not_there(pets):
+    said = f"dataset.classes has 'emu': {pets}/train has no such folder"
+    assert refusal(own(pets, classes=("dog", "emu"))) == said
+    (pets / "train/emu").mkdir()
+    assert refusal(own(pets)) == f"{pets}/train/emu holds no image (.jpg, .jpeg, .png, .webp)"

@@ -1,0 +1,303 @@
+"""Calibration figures against cases worked by hand, and their properties."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+from richkd.evaluate.calibration import (
+    adaptive_calibration_error,
+    brier_score,
+    classwise_calibration_error,
+    confidence_quadrants,
+    expected_calibration_error,
+    fit_temperature,
+    maximum_calibration_error,
+    negative_log_likelihood,
+    reliability_curve,
+)
+
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+ERRORS = [
+    expected_calibration_error,
+    maximum_calibration_error,
+    adaptive_calibration_error,
+    classwise_calibration_error,
+]
+FIGURES = [*ERRORS, brier_score, negative_log_likelihood]
+
+
+def binary(*first):
+    """Probabilities of two classes, given the first's."""
+    first = np.array(first, dtype=float)
+    return np.stack([first, 1 - first], axis=1)
+
+
+@st.composite
+def predictions(draw):
+    samples, classes = draw(st.integers(1, 40)), draw(st.integers(2, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 9999)))
+    logits = draw(st.sampled_from([0.0, 1.0, 5.0, 200.0])) * rng.normal(size=(samples, classes))
+    return softmax(logits, axis=1), rng.integers(classes, size=samples)
+
+
+# --- binned errors ------------------------------------------------------------------------------
+
+HAND = binary(0.9, 0.9, 0.9, 0.6, 0.3), np.array([0, 0, 1, 1, 1])
+# Ten bins: (.8, .9] three samples, accuracy 2/3; (.5, .6] one, 0; (.6, .7] one, 1.
+GAPS = [(1, 0.6), (1, 0.3), (3, 0.9 - 2 / 3)]
+
+
+def test_curve_by_hand():
+    curve = reliability_curve(*HAND, bins=10)
+    assert list(curve) == ["lo", "hi", "count", "confidence", "accuracy"]
+    np.testing.assert_array_equal(curve["lo"], [0.5, 0.6, 0.8])
+    np.testing.assert_array_equal(curve["hi"], [0.6, 0.7, 0.9])
+    np.testing.assert_array_equal(curve["count"], [1, 1, 3])
+    np.testing.assert_allclose(curve["confidence"], [0.6, 0.7, 0.9])
+    np.testing.assert_allclose(curve["accuracy"], [0, 1, 2 / 3])
+
+
+def test_errors_by_hand():
+    expected = sum(count * gap for count, gap in GAPS) / 5
+    assert expected_calibration_error(*HAND, bins=10) == pytest.approx(expected)
+    assert maximum_calibration_error(*HAND, bins=10) == pytest.approx(0.6)
+    # Two bins of equal mass: the third of five is a .9, and all the .9 stay together.
+    assert adaptive_calibration_error(*HAND, bins=2) == pytest.approx(
+        abs((3 * 0.9 + 0.6 + 0.7) / 5 - 3 / 5)
+    )
+    # Class 0 alone: .3 and .6 hold no label 0, .9 two of three; class 1 mirrors it.
+    assert classwise_calibration_error(*HAND, bins=10) == pytest.approx(
+        (0.3 + 0.6 + 3 * (0.9 - 2 / 3)) / 5
+    )
+
+
+def test_equal_mass_bins_by_hand():
+    probabilities = binary(0.55, 0.6, 0.65, 0.7, 0.9, 0.95)
+    labels = np.array([0, 1, 0, 0, 0, 1])
+    # (.55 .6) half right, (.65 .7) all right, (.9 .95) half right.
+    expected = (abs(0.575 - 0.5) + abs(0.675 - 1) + abs(0.925 - 0.5)) / 3
+    assert adaptive_calibration_error(probabilities, labels, bins=3) == pytest.approx(expected)
+    # Five in two bins: three and two. Fewer samples than bins: one each.
+    five = binary(0.55, 0.6, 0.65, 0.9, 0.95), [0, 0, 0, 1, 1]
+    expected = (3 * abs(0.6 - 1) + 2 * 0.925) / 5
+    assert adaptive_calibration_error(*five, bins=2) == pytest.approx(expected)
+    expected = (0.45 + 0.4 + 0.35 + 0.9 + 0.95) / 5
+    assert adaptive_calibration_error(*five, bins=15) == pytest.approx(expected)
+
+
+def test_a_bin_holds_its_upper_edge_and_not_its_lower():
+    for bins in (2, 3, 7, 10, 15, 20):
+        for edge in range(bins // 2 + 1, bins + 1):
+            curve = reliability_curve(binary(edge / bins), [0], bins)
+            assert curve["hi"][0] == edge / bins
+            above = np.nextafter(edge / bins, 2)
+            if edge < bins:
+                assert reliability_curve(binary(above), [0], bins)["lo"][0] == edge / bins
+
+
+def test_probabilities_of_zero_and_one_are_in_the_outer_bins():
+    certain = np.eye(3)
+    assert expected_calibration_error(certain, [0, 1, 2]) == 0
+    assert classwise_calibration_error(certain, [0, 1, 2]) == 0
+    assert maximum_calibration_error(certain, [1, 2, 0]) == 1
+    assert classwise_calibration_error(certain, [1, 2, 0]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_calibrated_classifier_has_no_error(error):
+    probabilities = np.repeat(binary(0.75, 0.6), [4, 5], axis=0)
+    labels = [0, 0, 0, 1] + [0, 0, 0, 1, 1]
+    assert error(probabilities, labels) == pytest.approx(0, abs=1e-12)
+    assert error(probabilities, labels, bins=1) == pytest.approx(0, abs=1e-12)
+
+
+def test_equal_confidences_share_an_adaptive_bin():
+    # Cut apart by rank, the wrong ones would make bins of accuracy 0 and an error of 0.32.
+    probabilities = np.repeat(binary(0.8), 100, axis=0)
+    labels = np.repeat([0, 1], [80, 20])
+    assert adaptive_calibration_error(probabilities, labels, bins=10) == pytest.approx(0, abs=1e-12)
+
+
+@quick
+@given(predictions(), st.integers(1, 20))
+def test_errors_are_in_range_and_the_maximum_is_the_largest(case, bins):
+    errors = [error(*case, bins) for error in ERRORS]
+    assert all(type(error) is float and 0 <= error <= 1 for error in errors)
+    assert errors[0] <= errors[1] + 1e-12
+    curve = reliability_curve(*case, bins)
+    assert curve["count"].sum() == len(case[1]) and curve["count"].min() > 0
+    assert ((curve["lo"] < curve["hi"]) & np.isfinite(curve["accuracy"])).all()
+    assert (curve["confidence"] > curve["lo"] - 1e-12).all()
+    assert (curve["confidence"] < curve["hi"] + 1e-12).all()
+
+
+@quick
+@given(predictions(), st.integers(0, 999))
+def test_the_order_of_samples_does_not_matter(case, seed):
+    probabilities, labels = case
+    order = np.random.default_rng(seed).permutation(len(labels))
+    for figure in FIGURES:
+        shuffled = figure(probabilities[order], labels[order])
+        assert shuffled == pytest.approx(figure(probabilities, labels), abs=1e-12)
+    assert confidence_quadrants(probabilities[order], labels[order], 0.5) == pytest.approx(
+        confidence_quadrants(probabilities, labels, 0.5)
+    )
+
+
+@quick
+@given(predictions())
+def test_one_bin_is_the_difference_of_the_means(case):
+    probabilities, labels = case
+    gap = abs(probabilities.max(1).mean() - (probabilities.argmax(1) == labels).mean())
+    for error in ERRORS[:3]:
+        assert error(*case, bins=1) == pytest.approx(gap, abs=1e-12)
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def test_scores_by_hand():
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
+    labels = [0, 2]
+    assert brier_score(probabilities, labels) == pytest.approx(
+        (0.25 + 0.09 + 0.04 + 0.01 + 0.64 + 0.81) / 2
+    )
+    assert negative_log_likelihood(probabilities, labels) == pytest.approx(
+        -(math.log(0.5) + math.log(0.1)) / 2
+    )
+
+
+def test_scores_at_their_ends():
+    assert brier_score(np.eye(2), [0, 1]) == 0
+    assert brier_score(np.eye(2), [1, 0]) == 2
+    assert negative_log_likelihood(np.eye(2), [0, 1]) == 0
+    assert negative_log_likelihood(np.eye(2), [1, 0]) == pytest.approx(708.396, abs=1e-3)
+
+
+def test_quadrants_by_hand():
+    quadrants = confidence_quadrants(*HAND, threshold=0.9)
+    assert quadrants == pytest.approx(
+        {
+            "confident_correct": 0.4,
+            "confident_wrong": 0.2,
+            "unsure_correct": 0.2,
+            "unsure_wrong": 0.2,
+        }
+    )
+    assert all(type(share) is float for share in quadrants.values())
+
+
+@quick
+@given(predictions(), st.floats(0, 1))
+def test_quadrants_sum_to_one(case, threshold):
+    quadrants = confidence_quadrants(*case, threshold)
+    assert sum(quadrants.values()) == pytest.approx(1)
+    assert min(quadrants.values()) >= 0
+
+
+# --- temperature --------------------------------------------------------------------------------
+
+
+def calibrated_logits(samples=4000, classes=5):
+    """Logits, and labels drawn from their softmax."""
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(samples, classes))
+    return logits, (logits + rng.gumbel(size=logits.shape)).argmax(1)
+
+
+def test_temperature_finds_the_scale():
+    logits, labels = calibrated_logits()
+    assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.05)
+    for scale in (0.2, 3.0, 10.0):
+        fitted = fit_temperature(scale * logits, labels)
+        assert fitted == pytest.approx(scale * fit_temperature(logits, labels), rel=1e-5)
+
+
+def test_temperature_minimises_the_likelihood_and_calibrates():
+    logits, labels = calibrated_logits()
+    logits = 4 * logits
+    best = fit_temperature(logits, labels)
+
+    def loss(temperature):
+        return negative_log_likelihood(softmax(logits / temperature, axis=1), labels)
+
+    assert loss(best) < min(loss(best * 1.01), loss(best / 1.01), loss(1))
+    error = expected_calibration_error(softmax(logits / best, axis=1), labels)
+    assert error < 0.03 < expected_calibration_error(softmax(logits, axis=1), labels)
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_temperature_is_finite_at_its_ends(scale):
+    right = fit_temperature(scale * np.eye(4), np.arange(4))
+    assert type(right) is float and 0.05 <= right <= 20
+    assert fit_temperature(scale * np.eye(4), [1, 2, 3, 0]) == pytest.approx(20, rel=1e-4)
+    assert 0.05 <= fit_temperature(np.zeros((2, 3)), [0, 1]) <= 20
+
+
+def test_temperature_falls_to_the_lower_end_where_all_is_right():
+    assert fit_temperature(np.eye(4), np.arange(4)) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_temperature_takes_half_precision():
+    logits, labels = calibrated_logits()
+    half = fit_temperature(logits.astype(np.float16), labels)
+    assert half == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+
+
+# --- input --------------------------------------------------------------------------------------
+
+
+def test_rounded_probabilities_are_accepted():
+    half = softmax(np.random.default_rng(0).normal(size=(50, 100)), axis=1).astype(np.float16)
+    labels = np.arange(50)
+    for figure in FIGURES:
+        assert 0 <= figure(half, labels) < 10
+    over = np.array([[1.0009, 0.0]])
+    for error in ERRORS:
+        assert error(over, [0]) == 0 and error(over, [1]) == 1
+
+
+BAD = [
+    ([0.5, 0.5], [0], r"probabilities have shape \(2,\), must be \(samples, classes\)"),
+    (np.zeros((0, 3)), [], r"probabilities have shape \(0, 3\), .* not empty"),
+    (np.eye(2), [0], r"labels have shape \(1,\), must be \(2,\)"),
+    (np.eye(2), np.eye(2), r"labels have shape \(2, 2\), must be \(2,\)"),
+    (np.eye(2), [0.0, 1.0], "labels are float64, must be integers"),
+    (np.eye(2), [0, 2], r"labels run from 0 to 2, must be in \[0, 2\)"),
+    (np.eye(2), [-1, 1], r"labels run from -1 to 1, must be in \[0, 2\)"),
+    (np.array([[1, 0], [np.nan, 1]]), [0, 1], "probabilities of sample 1 are not finite"),
+    (np.array([[1, 0], [-0.1, 1.1]]), [0, 1], "probabilities hold -0.1, must not be negative"),
+    (np.array([[1, 0], [0.5, 0.502]]), [0, 1], "probabilities of sample 1 sum to 1.002, must be 1"),
+]
+
+
+@pytest.mark.parametrize("probabilities, labels, message", BAD)
+def test_bad_predictions_are_refused(probabilities, labels, message):
+    calls = [*FIGURES, reliability_curve, lambda p, y: confidence_quadrants(p, y, 0.5)]
+    for call in calls:
+        with pytest.raises(ValueError, match=message) as caught:
+            call(probabilities, labels)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_must_be_finite(value):
+    with pytest.raises(ValueError, match="logits of sample 0 are not finite"):
+        fit_temperature(np.array([[value, 0.0]]), [0])
+
+
+@pytest.mark.parametrize("bins", [0, -1, 1.5])
+def test_bins_must_be_a_positive_integer(bins):
+    for error in ERRORS:
+        with pytest.raises(ValueError, match=f"bins is {bins}, must be an integer of at least 1"):
+            error(np.eye(2), [0, 1], bins)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
+def test_threshold_must_be_a_probability(threshold):
+    with pytest.raises(ValueError, match=rf"threshold is {threshold}, must be in \[0, 1\]"):
+        confidence_quadrants(np.eye(2), [0, 1], threshold)

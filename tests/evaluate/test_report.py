@@ -1,0 +1,582 @@
+"""The report of small synthetic experiments: its numbers, its sentences, what a browser needs."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import trees
+import yaml
+from PIL import Image
+
+from richkd.base.files import replacing, write_array, write_json
+from richkd.data.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info, save_split
+from richkd.evaluate import report
+from richkd.evaluate.scores import ALEXNET, score
+from richkd.evaluate.seeds import summarize
+from richkd.evaluate.summary import TEACHERS, signed, spread
+from stages import calibrate
+from stages import report as stage
+
+ROOT = Path(__file__).parent.parent
+FULL = {"baselines": ["ce", "kd"], "distilled": ["L", "F", "LF"], "seeds": [0, 3]}
+SMALL = {"baselines": ["kd"], "distilled": ["L"], "seeds": [2]}
+CIFAR = {
+    "name": "cifar100", "urls": ["https://example.org/cifar"], "archive": None, "sha256": None,
+    "train_per_class": "all", "captioned_images": 1234, "seed": 0,
+}  # fmt: skip
+READY = {"arch": "resnet32x4", "min_accuracy": 0.5}
+MDISTILLER = READY | {"source": "mdistiller", "urls": ["https://example.org/t"], "sha256": None}
+CHECKPOINT = READY | {
+    "source": "checkpoint", "path": "teacher.pth", "sha256": "0" * 64, "mean": [0.5] * 3,
+    "std": [0.2] * 3,
+}  # fmt: skip
+TORCHVISION = {"source": "torchvision", "arch": "resnet50", "weights": "V2", "min_accuracy": 0.5}
+PROMPTING = {"prompts": "imagenet80", "logit_scale": "model"}
+PRETRAINED = PROMPTING | {"source": "pretrained", "model": "ViT-L-14", "tag": "openai"}
+LOCAL_CLIP = PROMPTING | {
+    "source": "checkpoint", "model": "ViT-B-32", "tag": None, "path": "clip.pt",
+    "sha256": "0" * 64,
+}  # fmt: skip
+NAMES = ['<b>two</b> & "more"', *(f"class {i}" for i in range(9))]
+
+
+def experiment(
+    baselines, distilled, seeds, corruptions=("frost", "fog"), severities=(3,), validation=30,
+    corrupted=None, shifted=None, **sections,
+):  # fmt: skip
+    """Everything the report reads, below the working directory; random, the same each time.
+
+    `sections` take the place of the digits preset's; `corrupted` is where the corrupted sets come
+    from, if not generated. No `corruptions` is as if they were skipped. `shifted` has further test
+    sets by name: their classes, or why they were skipped.
+    """
+    rng, shifted = np.random.default_rng(0), shifted or {}
+    params = yaml.safe_load((ROOT / "presets/digits.yaml").read_text()) | sections
+    params["baseline"]["variants"], params["distill"]["variants"] = baselines, distilled
+    params["distill"]["seeds"] = seeds
+    sets = {"names": list(corruptions) or ["fog"], "severities": list(severities)}
+    params["corruptions"] = (corrupted or params["corruptions"]) | sets
+    params["evaluate"]["models"] = ["teacher", "clip", *baselines, *distilled]
+    params["fusion"]["alpha"] = 0.25  # not on the grid
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+    dataset = params["dataset"]["name"]
+    save_info("data/info.json", Info(name=dataset, classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3))
+    labels = {"validation": rng.integers(10, size=validation), "test": np.arange(40) % 10}
+    further_sets(rng, shifted)
+    side = 16 if dataset == "digits" else 32
+    for name, values in {**labels, "train": np.arange(1050) % 10}.items():
+        images = rng.integers(256, size=(len(values), side, side, 3), dtype=np.uint8)
+        save_split(f"data/{name}.safetensors", Split(images, values))
+
+    for model in ["teacher", "clip", "fused", *baselines, *distilled]:
+        runs = seeds if model in [*baselines, *distilled] else [0]
+        shape = len(corruptions), len(severities)
+        predictions(rng, model, labels, len(runs), shape, shifted)
+        score(model, labels["test"], corruptions, severities, dataset == "imagenet")
+        calibrate.main(model)
+        ready_made = model == "teacher" and params["teacher"]["source"] != "train"
+        measured = [] if ready_made else ["train_accuracy"]
+        measured += ["validation_accuracy"] if validation else []
+        if model not in ("clip", "fused"):
+            results = {f"seed{seed}": {key: rng.random() for key in measured} for seed in runs}
+            write_json(f"metrics/train/{model}.json", summarize(results))
+            curves(rng, model, [] if ready_made else runs, validation)
+        if model != "fused":
+            for seed in runs:
+                versions = {"python": "3.11.7", "torch": "2.11"}
+                record = {"seed": seed, "device": "cpu", "threads": 2, "versions": versions}
+                write_json(f"models/{model}/seed{seed}.json", record)
+    teachers(rng, validation)
+
+
+def further_sets(rng, shifted):
+    """What `shift` writes: seven images of each class."""
+    found = {}
+    for name, classes in shifted.items():
+        if isinstance(classes, str):
+            found[name] = {"skipped": classes}
+            continue
+        truth = np.repeat(classes, 7)
+        found[name] = {"images": len(truth), "classes": classes}
+        images = rng.integers(256, size=(len(truth), 8, 8, 3), dtype=np.uint8)
+        save_split(SHIFTED / f"{name}.safetensors", Split(images, truth))
+    write_json(SHIFTED / "sets.json", found)
+
+
+def predictions(rng, model, labels, runs, shape, shifted):
+    def logits(truth, *leading):
+        right = np.eye(10)[truth] * 3
+        return (right + rng.normal(size=(runs, *leading, len(truth), 10)) * 2).astype(np.float32)
+
+    write_array(f"predictions/{model}/validation.npy", logits(labels["validation"]))
+    write_array(f"predictions/{model}/test.npy", logits(labels["test"]))
+    corrupted = logits(labels["test"], *shape).astype(np.float16)
+    write_array(f"predictions/{model}/corrupted.npy", corrupted)
+    for name, classes in shifted.items():
+        if not isinstance(classes, str):
+            write_array(f"predictions/{model}/shifted/{name}.npy", logits(np.repeat(classes, 7)))
+
+
+def curves(rng, model, runs, validation):
+    """Four epochs a seed; validation every other one. Only a header without a run."""
+    rows = pd.DataFrame({"epoch": [1, 2, 3, 4] * len(runs), "seed": np.repeat(runs, 4)})
+    losses = {"ce": rng.random(len(rows)), "kd": rng.random(len(rows))}
+    measured = (rows.epoch % 2 == 0) & bool(validation)
+    accuracy = np.where(measured, rng.random(len(rows)), np.nan)
+    table = rows.assign(**losses, validation_accuracy=accuracy)
+    if not runs:
+        table = table[["epoch", "validation_accuracy", "seed"]]
+    with replacing(f"metrics/curves/{model}.csv") as part:
+        table.to_csv(part, index=False)
+
+
+def teachers(rng, validation):
+    """What `fusion` and `cache` write."""
+    keys = "accuracy nll ece semantic_closeness".split() + list(report.QUADRANTS)
+    fusion = {model: dict(zip(keys, rng.random(len(keys)))) for model in TEACHERS}
+    fusion["best_alpha"] = {"alpha": 0.5, "accuracy": 0.87654}
+    write_json("metrics/fusion.json", fusion if validation else {})
+    grid = {"alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
+    with replacing("metrics/fusion/alpha.csv") as part:
+        pd.DataFrame(grid)[: 3 if validation else 0].to_csv(part, index=False)
+    single = {"mean": 0.6, "a photo of {}": 0.5, "<i>{}</i>": 0.7}
+    found = {"validation_accuracy": 0.65, "single_prompt_accuracy": single}
+    write_json("metrics/cache/clip.json", found if validation else {})
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The report of a whole experiment: the folder it is in."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment(**FULL)
+        stage.main()
+    return folder
+
+
+@pytest.fixture
+def page(full):
+    return (full / "report/index.html").read_text()
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order; collects attributes and the text to be seen."""
+
+    VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_summary_is_what_dvc_metrics_diff_takes(full):
+    summary = json.loads((full / "metrics/summary.json").read_text())
+    assert list(summary) == ["teacher", "clip", "fused", "ce", "kd", "L", "F", "LF"]
+    assert all(isinstance(x, float) for values in summary.values() for x in values.values())
+    evaluate = json.loads((full / "metrics/evaluate/LF.json").read_text())
+    calibration = json.loads((full / "metrics/calibrate/LF.json").read_text())
+    for metric in ("top1", "top5", "corrupted_top1"):
+        assert summary["LF"][metric] == evaluate[metric]["mean"]
+        assert summary["LF"][f"{metric}_sd"] == evaluate[metric]["sd"]
+    assert summary["LF"]["ece"] == calibration["clean"]["ece"]["mean"]
+    assert summary["LF"]["corrupted_ece"] == calibration["corrupted"]["ece"]["mean"]
+    assert summary["clip"]["validation_accuracy"] == 0.65
+    assert not any(key.endswith("_sd") for key in summary["teacher"])
+
+
+def test_summary_table_has_a_row_a_model(full):
+    table = pd.read_csv(full / "metrics/summary.csv")
+    assert list(table.columns[:4]) == [
+        "model", "runs", "validation_accuracy", "validation_accuracy_sd",
+    ]  # fmt: skip
+    assert dict(zip(table.model, table.runs))["LF"] == 2
+    assert table.set_index("model").top1_sd.isna().sum() == 3  # the teachers
+
+
+def test_same_inputs_same_bytes(full, monkeypatch):
+    monkeypatch.chdir(full)
+    files = [Path("report/index.html"), Path("report/results.png"), Path("metrics/summary.csv")]
+    before = [path.read_bytes() for path in files]
+    stage.main()
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_picture_for_the_readme(full):
+    with Image.open(full / "report/results.png") as picture:
+        assert picture.size == (1600, 600)
+
+
+def test_stage_needs_no_torch():
+    code = "import sys, stages.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_page_needs_nothing_but_itself(page):
+    parsed = Page(page)
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        assert "srcset" not in attributes
+        assert attributes.get("src", "data:").startswith("data:")
+        if "href" in attributes:
+            assert tag == "a"
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_page_is_accessible(page):
+    tags = Page(page).tags
+    assert ("html", {"lang": "en"}) in tags
+    assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+
+
+def test_page_holds_the_numbers(page, full):
+    text = Page(page).text
+    summary = json.loads((full / "metrics/summary.json").read_text())
+    for values in summary.values():
+        for metric in report.columns(summary):
+            assert spread(values, metric) in text
+    assert "87.7 %" in text  # the best alpha's
+    assert "65.0 %" in text and "60.0 %" in text and "+5.0 points" in text  # prompts
+    assert (full / "params.yaml").read_text().strip() in text
+    assert "python 3.11.7, torch 2.11" in text
+    assert "ice textures are generated" in text
+
+
+def test_best_student_of_each_column_is_bold(page, full):
+    summary = json.loads((full / "metrics/summary.json").read_text())
+    students = [summary[name] for name in ("ce", "kd", "L", "F", "LF")]
+    best = max(students, key=lambda values: values["top1"])
+    assert f"<strong>{spread(best, 'top1')}</strong>" in page
+
+
+def test_names_are_escaped(page):
+    assert "<b>two" not in page and "&lt;b&gt;two&lt;/b&gt; &amp; " in page
+    assert "<i>{}" not in page and "&lt;i&gt;{}" in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"baselines": ["ce"], "distilled": ["F"]},
+        {"seeds": [5, 1], "corruptions": ["pixelate"], "severities": [1, 5]},
+    ],
+    ids=["one seed", "no kd", "one corruption"],
+)
+def test_small_experiments(here, change):
+    settings = SMALL | change
+    experiment(**settings)
+    write_json("metrics/evaluate/LF.json", {"of an": "earlier experiment"})
+    stage.main()
+    text = Page(Path("report/index.html").read_text()).text
+    assert "nan" not in text.lower()
+    assert (" ± " in text) == (len(settings["seeds"]) > 1)
+    assert ("one seed" in text) == (len(settings["seeds"]) == 1)
+    assert ("ice textures" in text) == ("corruptions" not in change)
+    students = settings["baselines"] + settings["distilled"]
+    assert list(pd.read_csv("metrics/summary.csv").model) == [*TEACHERS, *students]
+
+
+# --- kinds of experiments -----------------------------------------------------------------------
+
+TEACHER = {
+    "train": "(resnet8x2) trained on the same images,",
+    "checkpoint": "(resnet32x4) from a checkpoint,",
+    "mdistiller": "(resnet32x4), mdistiller’s published checkpoint,",
+    "torchvision": "(resnet50) with torchvision’s weights V2,",
+}
+CLIP = {
+    "train": "a CLIP trained on",
+    "pretrained": "a CLIP, open_clip’s ViT-L-14 with its weights openai.",
+    "checkpoint": "a CLIP, ViT-B-32 with weights from a local file.",
+}
+CORRUPTED = {
+    "generate": "The corrupted images are generated here from the test images.",
+    "download": "The corrupted images are the published CIFAR-100-C.",
+    "path": "The corrupted images are the published CIFAR-10-C, a local copy.",
+}
+VALIDATED = [
+    "images unless they are said to be of the 30 validation images.",
+    "The fused teacher, before any training",
+    "One prompt or several",
+    "before → after",
+    ", the one of the highest validation accuracy), and",
+    "on test against validation images. Differences",
+]
+NOT_VALIDATED = [
+    "test images. There were no validation images, so nothing was chosen: α is what",
+    "(the last of distill.variants, not chosen on test images), and",
+]
+PUBLISHED = {"source": "download", "urls": ["https://example.org/c"]}
+CASES = {
+    "digits": {},
+    "ready-made, no validation": {
+        "validation": 0,
+        "dataset": CIFAR | {"validation": 0},
+        "teacher": MDISTILLER,
+        "clip": PRETRAINED,
+        "corrupted": PUBLISHED,
+    },
+    "teacher from a checkpoint": {
+        "dataset": CIFAR | {"validation": 30}, "teacher": CHECKPOINT, "seeds": [0, 3],
+    },
+    "teacher trained, no validation": {
+        "validation": 0,
+        "dataset": CIFAR | {"name": "cifar10", "validation": 0},
+        "clip": LOCAL_CLIP,
+        "corrupted": {"source": "path", "path": "CIFAR-10-C"},
+    },
+    "teacher of torchvision": {"dataset": CIFAR | {"validation": 30}, "teacher": TORCHVISION},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_page_says_what_is_true(here, name):
+    case = SMALL | {"distilled": ["L", "LF"], **CASES[name]}
+    experiment(**case)
+    stage.main()
+    parsed = Page(Path("report/index.html").read_text())
+    text = " ".join(parsed.text.split())
+    source = {key: case.get(key, {}).get("source", "train") for key in ("teacher", "clip")}
+    source["corrupted"] = case.get("corrupted", {}).get("source", "generate")
+    for key, phrases in {"teacher": TEACHER, "clip": CLIP, "corrupted": CORRUPTED}.items():
+        assert [x for x in phrases if phrases[x] in text] == [source[key]]
+    assert "from 1,050 labelled images" in text
+    captioned = "10,000" if "dataset" not in case else "1,234"
+    assert (f"trained on {captioned} captioned images." in text) == (source["clip"] == "train")
+    assert ("ice textures" in text) == (source["corrupted"] == "generate")
+    assert ("which share scans within a split" in text) == (name == "digits")
+
+    summary = json.loads(Path("metrics/summary.json").read_text())
+    validated = case.get("validation", 30) > 0
+    for values in summary.values():
+        for key in ("validation_accuracy", "ece_tempered", "corrupted_ece_tempered"):
+            assert (key in values) == validated
+    teacher = summary["teacher"]
+    flattered = (
+        "A ready-made teacher may have been trained on these very images: its validation accuracy, "
+        f"{100 * teacher.get('validation_accuracy', 0):.1f} % beside {100 * teacher['top1']:.1f} % "
+    )
+    assert (flattered in text) == (validated and source["teacher"] != "train")
+    assert [phrase in text for phrase in VALIDATED] == [validated] * len(VALIDATED)
+    assert [phrase in text for phrase in NOT_VALIDATED] == [not validated] * len(NOT_VALIDATED)
+
+    said = text[: text.index("How to repeat it")]
+    assert validated or said.count("alidation") == 1
+    assert "nan" not in said.lower()
+    alts = [attributes["alt"] for tag, attributes in parsed.tags if tag == "img"]
+    drawn = [alt.split()[3] for alt in alts if alt.startswith("Training")]
+    assert drawn == ["teacher:"] * (source["teacher"] == "train") + ["kd:", "L:", "LF:"]
+    assert all("alidation" not in alt for alt in alts) == (not validated)
+    for key in ("teacher", "clip"):
+        assert (f"{report.label(key)}0cpu, 2 threads" in text) == (source[key] == "train")
+    with Image.open("report/results.png") as picture:
+        assert picture.size == (1600 if validated else 800, 600)
+
+
+def test_without_validation_images_the_last_student_is_shown(here):
+    case = CASES["ready-made, no validation"]
+    experiment(["ce"], ["F", "L"], [0], **case)
+    stage.main()
+    text = Path("report/index.html").read_text()
+    assert "L minus ce by severity" in text and "F minus ce" not in text
+    assert list(pd.read_csv("metrics/summary.csv").columns[:3]) == ["model", "runs", "top1"]
+
+
+# --- images in files, further test sets, no corrupted ones --------------------------------------
+
+IMAGENET = {
+    "name": "imagenet", "root": "tree", "classes": trees.WNIDS[:10], "expect_train": None,
+    "expect_val": None, "unreadable": 20, "train_per_class": "all", "validation": 30,
+    "captioned_images": 0, "seed": 0,
+}  # fmt: skip
+IN_FILES = {
+    "dataset": IMAGENET,
+    "views": {
+        "augmentation": "resized_crop", "size": 32, "resize": 40, "scale": [0.1, 1.0],
+        "ratio": [0.75, 1.5], "flip": True,
+    },
+    "cache": {"teacher": "online", "clip": "center", "top_k": 5, "batch_size": 50},
+    "teacher": TORCHVISION,
+    "clip": PRETRAINED,
+    "corrupted": {"source": "path", "path": "../imagenet-c"},
+}  # fmt: skip
+
+
+def in_files(count, unreadable):
+    """The test images as files, the second lying on its side; as many others cannot be read."""
+    rng, test = np.random.default_rng(0), load_split("data/test.safetensors")
+    Path("tree/val").mkdir(parents=True)
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    for i in range(count):
+        image = trees.photograph(i % 10, rng, 300, 400) if i else Image.new("CMYK", (30, 20))
+        image.save(f"tree/val/{i}.JPEG", exif=lying if i == 1 else Image.Exif())
+    manifest = Manifest(
+        "tree", [f"val/{i}.JPEG" for i in range(count)], test.labels, np.zeros((count, 2), np.int32),
+        np.zeros(count, np.int64), np.zeros(count, bool),
+    )  # fmt: skip
+    save_split("data/test.safetensors", manifest)
+    info = Info(
+        name="imagenet", classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3, folders=trees.WNIDS[:10],
+        unreadable=[f"train/<i>{i}</i>.JPEG" for i in range(unreadable)],
+    )  # fmt: skip
+    save_info("data/info.json", info)
+
+
+def said(page):
+    return " ".join(page.text.split())
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """ImageNet in files, the whole of ImageNet-C, further test sets: the folder."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment(
+            ["ce", "kd"], ["L", "LF"], [0, 1], list(ALEXNET), [1, 2, 3, 4, 5],
+            shifted={
+                "imagenet_v2": list(range(10)), "imagenet_r": [2, 5, 7],
+                "imagenet_a": "nothing is at <x>",
+            },
+            **IN_FILES,
+        )  # fmt: skip
+        in_files(40, 12)
+        stage.main()
+    return folder
+
+
+def test_mean_corruption_error_has_a_column(imagenet):
+    page = Page((imagenet / "report/index.html").read_text())
+    summary = json.loads((imagenet / "metrics/summary.json").read_text())
+    grid = pd.read_csv(imagenet / "metrics/evaluate/kd.csv").groupby("corruption").accuracy.mean()
+    expected = np.mean([(1 - grid[name]) / error for name, error in ALEXNET.items()])
+    assert summary["kd"]["mce"] == pytest.approx(expected)
+    assert "mce_sd" in summary["kd"] and "mce_sd" not in summary["teacher"]
+    assert "mCE, % ↓" in said(page) and "each corruption’s divided by AlexNet’s published one" in said(page)
+    best = min((summary[name] for name in ("ce", "kd", "L", "LF")), key=lambda values: values["mce"])
+    assert f"<strong>{spread(best, 'mce')}</strong>" in (imagenet / "report/index.html").read_text()
+    assert "published ImageNet-C, a local copy." in said(page)
+    assert "Students learned from the 5 largest logits" in said(page)
+    assert list(pd.read_csv(imagenet / "metrics/summary.csv").mce) == [x["mce"] for x in summary.values()]
+
+
+def test_further_test_sets_have_a_table(imagenet):
+    page = Page((imagenet / "report/index.html").read_text())
+    summary = json.loads((imagenet / "metrics/summary.json").read_text())
+    text = said(page)
+    assert "Shifted test sets" in text and "where a set has some classes alone, among these" in text
+    table = text[text.index("setimagesclasses") :].replace(" ", "")
+    for name, counts in (("imagenet_v2", "7010"), ("imagenet_r", "213")):
+        cells = [spread(values, f"shifted_{name}") for values in summary.values()]
+        assert f"{name}{counts}{''.join(cells)}".replace(" ", "") in table
+    assert "imagenet_a was not run: nothing is at <x>." in text
+    assert not any("imagenet_a" in key for values in summary.values() for key in values)
+    assert "shifted_imagenet_r_sd" in summary["LF"] and "shifted_imagenet_r_sd" not in summary["clip"]
+
+
+def test_files_that_cannot_be_read_are_named_up_to_ten(imagenet):
+    page = (imagenet / "report/index.html").read_text()
+    assert "<i>0" not in page
+    text = said(Page(page))
+    assert "12 files that cannot be read were left out: train/<i>0</i>.JPEG, " in text
+    assert "train/<i>9</i>.JPEG, …." in text and "train/<i>10</i>.JPEG" not in text
+
+
+def test_examples_are_pictures_of_the_files(imagenet, monkeypatch):
+    monkeypatch.chdir(imagenet)
+    test = load_split("data/test.safetensors")
+    page = Page(Path("report/index.html").read_text())
+    shown = [x for tag, x in page.tags if tag == "img" and x["alt"].startswith("Test image")]
+    assert shown and all(x["src"].startswith("data:image/png;base64,") for x in shown)
+    for attributes in shown:
+        index = int(re.search(r"\d+", attributes["alt"])[0])
+        assert attributes["src"] == report.picture_uri(test, index)
+    sizes = []
+    for index in (0, 1, 2):
+        picture = Image.open(io.BytesIO(base64.b64decode(report.picture_uri(test, index).split(",")[1])))
+        assert picture.mode == "RGB"
+        sizes.append(picture.size)
+        with Image.open(test.root + "/" + test.paths[index]) as image:
+            ratio = image.size[0] / image.size[1]
+        ratio = 1 / ratio if index == 1 else ratio  # upright
+        assert picture.size[0] / picture.size[1] == pytest.approx(ratio, abs=0.02)
+    assert sizes[0] == (30, 20) and max(sizes[1]) == max(sizes[2]) == 192
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_without_corrupted_images_nothing_is_said_of_them(here, seeds):
+    experiment(["ce", "kd"], ["L", "LF"], seeds, (), **IN_FILES)
+    stage.main()
+    page = Page(Path("report/index.html").read_text())
+    text = said(page)
+    assert "There are no corrupted images: nothing is at ../imagenet-c." in text
+    assert text[: text.index("How to repeat it")].lower().count("corrupt") == 1
+    assert "nan" not in text.lower() and "mCE" not in text
+    assert "Shifted test sets" not in text and "cannot be read" not in text
+    assert not any("corrupted" in attributes.get("alt", "") for _, attributes in page.tags)
+    summary = json.loads(Path("metrics/summary.json").read_text())
+    assert not any("corrupted" in key or key == "mce" for values in summary.values() for key in values)
+    assert "ece" in summary["LF"] and "top1" in summary["LF"]
+    against = "L against kd: " + signed(100 * (summary["L"]["top1"] - summary["kd"]["top1"]))
+    assert f"{against} points on clean images" in text
+
+
+def test_sets_that_were_all_skipped_are_named_without_a_table(here):
+    experiment(**SMALL, shifted={"cifar10_1": "nothing is at a.npy, b.npy"})
+    stage.main()
+    text = said(Page(Path("report/index.html").read_text()))
+    assert "cifar10_1 was not run: nothing is at a.npy, b.npy." in text
+    assert "setimagesclasses" not in text and "where a set has some classes" not in text
+
+
+# --- examples -----------------------------------------------------------------------------------
+
+
+def test_examples_are_the_first_of_their_kind():
+    correct = {
+        "teacher": [1, 1, 0, 0, 1],
+        "clip": [1, 1, 0, 1, 0],
+        "fused": [1, 1, 0, 1, 0],
+        "kd": [1, 1, 0, 0, 1],
+        "L": [1, 1, 0, 1, 1],
+    }
+    correct = {model: np.array(values, bool) for model, values in correct.items()}
+    assert report.choose_examples(correct, "L", "kd") == [
+        (0, "Every model is right", 2),
+        (2, "Every model is wrong", 1),
+        (3, "The teacher is wrong, the fused teacher right", 1),
+        (4, "One part is right, the fused teacher wrong", 1),
+    ]  # image 3 is also the only one that kd has wrong and L right

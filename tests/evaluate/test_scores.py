@@ -1,0 +1,241 @@
+"""Figures from saved logits, against scikit-learn and cases worked by hand."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import top_k_accuracy_score
+
+from richkd.base.files import replacing, write_array, write_json
+from richkd.data import corruptions
+from richkd.data.dataset import CORRUPTED, SHIFTED, Split, save_split
+from richkd.evaluate.scores import (
+    ALEXNET,
+    accuracy_among,
+    corrupted_sets,
+    hit_rate,
+    mce,
+    score,
+    shifted_found,
+    shifted_sets,
+)
+from richkd.evaluate.seeds import summarize
+
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@quick
+@given(st.integers(1, 40), st.integers(3, 9), st.data())
+def test_hit_rate_is_sklearns_top_k_accuracy(samples, classes, data):
+    top = data.draw(st.integers(1, classes - 1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    logits, labels = rng.normal(size=(samples, classes)), rng.integers(classes, size=samples)
+    expected = top_k_accuracy_score(labels, logits, k=top, labels=np.arange(classes))
+    assert hit_rate(logits, labels, top) == pytest.approx(expected)
+    assert hit_rate(logits, labels, classes) == 1
+
+
+@quick
+@given(st.integers(1, 40), st.integers(2, 9), st.data())
+def test_accuracy_among_all_classes_is_top_1(samples, classes, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    logits, labels = rng.normal(size=(samples, classes)), rng.integers(classes, size=samples)
+    assert accuracy_among(logits, labels, range(classes)) == hit_rate(logits, labels, 1)
+
+
+def test_accuracy_among_some_classes_by_hand():
+    logits = np.array([[9, 1, 2, 3], [9, 3, 2, 1], [0, 1, 2, 9], [0, 5, 9, 4.0]])
+    labels = np.array([3, 3, 1, 1])
+    # Of classes 1 and 3 the largest are 3, 1, 3, 1: class 0 and 2 do not compete.
+    assert accuracy_among(logits, labels, [1, 3]) == accuracy_among(logits, labels, [3, 1]) == 0.5
+    assert accuracy_among(logits, labels, range(4)) == 0
+    assert accuracy_among(logits[2:], labels[2:], [1]) == 1
+
+
+# --- mean corruption error ----------------------------------------------------------------------
+
+
+def test_alexnets_errors_are_the_published_ones(shared):
+    text = (shared / "imagenet-c.md").read_text()
+    said = text[text.index("AlexNet's mean error") :].split("\n")[0]
+    numbers = {name: float(x) for name, x in re.findall(r"([a-z]+_?[a-z]*) (\.\d+)", said)}
+    assert ALEXNET == numbers and set(ALEXNET) == set(corruptions.BENCHMARK)
+
+
+def test_mean_corruption_error_by_hand():
+    assert mce(ALEXNET) == pytest.approx(1)
+    halved = {name: error / 2 for name, error in ALEXNET.items()}
+    assert mce(halved) == pytest.approx(0.5)
+    # Each corruption counts alike, whatever AlexNet's error is.
+    assert mce(halved | {"brightness": 0.564592}) == pytest.approx((14 * 0.5 + 1) / 15)
+    assert mce(halved | {"speckle_noise": 0.9}) == pytest.approx(0.5)
+    assert mce(dict.fromkeys(ALEXNET, 0.3)) == pytest.approx(np.mean([0.3 / x for x in ALEXNET.values()]))
+
+
+@pytest.mark.parametrize("missing", ["fog", "jpeg_compression"])
+def test_without_all_corruptions_there_is_none(missing):
+    assert mce({name: 0.5 for name in ALEXNET if name != missing}) is None
+    assert mce({}) is None
+
+
+# --- what there is ------------------------------------------------------------------------------
+
+
+def test_skipped_corruptions_are_none(here):
+    assert corrupted_sets(["fog", "snow"]) == ["fog", "snow"]
+    with replacing(CORRUPTED / "skipped.txt") as part:
+        part.write_text("nothing is at x\n")
+    assert corrupted_sets(["fog", "snow"]) == []
+
+
+def test_shifted_sets_that_were_found(here):
+    sets = {
+        "a": {"skipped": "nothing is at a"},
+        "b": {"images": 3, "classes": [0]},
+        "c": {"skipped": "nothing is at c"},
+        "d": {"images": 3, "classes": [1, 2]},
+    }
+    write_json(SHIFTED / "sets.json", sets)
+    assert shifted_sets() == sets and shifted_found() == ["b", "d"]
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def there(here):
+    """The working folder of an experiment without further test sets."""
+    write_json(SHIFTED / "sets.json", {})
+    return here
+
+
+def one_hot(answers, classes):
+    """Logits whose largest is the answer, in front of the classes in their order."""
+    return np.eye(classes)[answers] * 10 - np.arange(classes)
+
+
+def test_score_writes_accuracies_by_run_corruption_and_severity(there):
+    labels = np.array([0, 1, 2, 6])
+    # Run 0 is right on three of the clean images, run 1 on two.
+    clean = one_hot(np.array([[0, 1, 2, 5], [0, 1, 0, 0]]), 7)
+    answers = np.zeros((2, 2, 3, 4), int)  # right on image 0 alone …
+    answers[0, 1, 2] = labels  # … but for run 0 under the last corruption and severity
+    answers[1, 0, 0] = 3
+    write_array("predictions/x/test.npy", clean.astype(np.float32))
+    write_array("predictions/x/corrupted.npy", one_hot(answers, 7).astype(np.float16))
+    score("x", labels, ["snow", "fog"], [1, 3, 5])
+
+    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    assert list(metrics) == ["top1", "top5", "corrupted_top1"]
+    assert metrics["top1"] == {
+        "mean": 0.625, "sd": pytest.approx(math.sqrt(2) / 8), "run0": 0.75, "run1": 0.5,
+    }  # fmt: skip
+    # Label 6 is last of all: among five only as the answer.
+    assert (metrics["top5"]["run0"], metrics["top5"]["run1"]) == (0.75, 0.75)
+    assert metrics["corrupted_top1"]["run0"] == pytest.approx((5 * 0.25 + 1) / 6)
+    assert metrics["corrupted_top1"]["run1"] == pytest.approx(5 * 0.25 / 6)
+
+    table = pd.read_csv(there / "metrics/evaluate/x.csv")
+    assert list(table) == ["corruption", "severity", "accuracy"]
+    assert list(zip(table.corruption, table.severity)) == [
+        (name, severity) for name in ("snow", "fog") for severity in (1, 3, 5)
+    ]
+    assert table.accuracy.tolist() == [0.125, 0.25, 0.25, 0.25, 0.25, 0.625]
+
+
+def test_fewer_than_five_classes_are_all_among_the_top_five(there):
+    labels = np.array([2, 1, 0])
+    write_array("predictions/x/test.npy", one_hot(np.array([[0, 0, 0]]), 3))
+    write_array("predictions/x/corrupted.npy", one_hot(np.zeros((1, 1, 1, 3), int), 3))
+    score("x", labels, ["fog"], [1])
+    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    assert metrics["top5"] == {"mean": 1.0, "run0": 1.0}
+    assert metrics["top1"]["mean"] == pytest.approx(1 / 3)
+
+
+def test_without_corrupted_images_there_are_no_figures_of_them(there):
+    write_array("predictions/x/test.npy", one_hot(np.array([[0, 1, 1, 1]]), 3))
+    write_array("predictions/x/corrupted.npy", np.empty((1, 0, 2, 4, 3), np.float16))
+    score("x", np.array([0, 1, 2, 2]), [], [1, 3], imagenet=True)
+    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    assert metrics == {"top1": {"mean": 0.5, "run0": 0.5}, "top5": {"mean": 1.0, "run0": 1.0}}
+    table = pd.read_csv(there / "metrics/evaluate/x.csv")
+    assert list(table) == ["corruption", "severity", "accuracy"] and table.empty
+
+
+def test_shifted_sets_are_scored_among_their_classes(there):
+    """Each run; a set that was skipped has no figure."""
+    write_json(
+        SHIFTED / "sets.json",
+        {
+            "v2": {"images": 3, "classes": [0, 1, 2]},
+            "gone": {"skipped": "nothing is there"},
+            "r": {"images": 4, "classes": [1, 2]},
+        },
+    )
+    save_split(SHIFTED / "v2.safetensors", Split(np.zeros((3, 2, 2, 3), np.uint8), np.array([0, 1, 2])))
+    save_split(SHIFTED / "r.safetensors", Split(np.zeros((4, 2, 2, 3), np.uint8), np.array([1, 1, 2, 2])))
+    write_array("predictions/x/test.npy", one_hot(np.zeros((2, 1), int), 3))
+    write_array("predictions/x/corrupted.npy", np.empty((2, 0, 1, 1, 3), np.float16))
+    write_array("predictions/x/shifted/v2.npy", one_hot(np.array([[0, 1, 1], [0, 1, 2]]), 3))
+    # Where class 0 is the answer, 1 comes second: right for two of four.
+    write_array("predictions/x/shifted/r.npy", one_hot(np.array([[0, 0, 0, 0], [0, 0, 0, 2]]), 3))
+    score("x", np.array([0]), [], [1])
+    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    assert list(metrics) == ["top1", "top5", "shifted_v2", "shifted_r"]
+    assert metrics["shifted_v2"]["run0"] == pytest.approx(2 / 3) and metrics["shifted_v2"]["run1"] == 1
+    assert (metrics["shifted_r"]["run0"], metrics["shifted_r"]["run1"]) == (0.5, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("names", "severities", "imagenet", "there_is"),
+    [
+        (list(ALEXNET), [1, 2, 3, 4, 5], True, True),
+        (list(ALEXNET)[::-1], [5, 3, 1, 2, 4], True, True),
+        (list(ALEXNET), [1, 2, 3, 4, 5], False, False),
+        (list(ALEXNET), [1, 3, 5], True, False),
+        (list(ALEXNET)[1:], [1, 2, 3, 4, 5], True, False),
+    ],
+    ids=["all", "in another order", "of other images", "some severities", "some corruptions"],
+)
+def test_mean_corruption_error_of_the_whole_benchmark_alone(there, names, severities, imagenet, there_is):
+    labels = np.zeros(4, int)
+    answers = np.zeros((2, len(names), len(severities), 4), int)
+    answers[0, names.index("fog"), :, :2] = 1  # run 0 errs on half of the foggy images
+    answers[1, :, 0] = 1  # run 1 on all of the first severity
+    write_array("predictions/x/test.npy", one_hot(np.zeros((2, 4), int), 3))
+    write_array("predictions/x/corrupted.npy", one_hot(answers, 3).astype(np.float16))
+    score("x", labels, names, severities, imagenet)
+    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    assert ("mce" in metrics) == there_is
+    if there_is:
+        assert metrics["mce"]["run0"] == pytest.approx(0.5 / ALEXNET["fog"] / 15)
+        expected = np.mean([1 / len(severities) / error for error in ALEXNET.values()])
+        assert metrics["mce"]["run1"] == pytest.approx(expected)
+
+
+def test_missing_predictions_are_named(here):
+    with pytest.raises(FileNotFoundError, match="predictions/x/test.npy"):
+        score("x", np.array([0]), ["fog"], [1])
+    assert not (here / "metrics").exists()
+
+
+# --- summaries ----------------------------------------------------------------------------------
+
+
+def test_summaries_by_hand():
+    values = {"seed0": 1.0, "seed1": 2.0, "seed4": 6.0}
+    results = {seed: {"a": value, "b": 5.0} for seed, value in values.items()}
+    assert summarize(results) == {
+        "a": {"mean": 3.0, "sd": pytest.approx(math.sqrt(7)), **values},
+        "b": {"mean": 5.0, "sd": 0.0, "seed0": 5.0, "seed1": 5.0, "seed4": 5.0},
+    }
+
+
+def test_one_seed_has_no_deviation():
+    assert summarize({"seed0": {"a": 0.5}}) == {"a": {"mean": 0.5, "seed0": 0.5}}

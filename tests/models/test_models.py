@@ -1,0 +1,208 @@
+"""Architectures against the parameter names and outputs of the published CIFAR models."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from richkd import models
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+SHAPES = json.loads((GOLDEN / "models.json").read_text())
+PUBLISHED = list(SHAPES)
+
+
+def golden_weight(name, like):
+    """A weight that depends on its name and shape alone."""
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros_like(like)
+    phase = 2 * math.pi * (crc32(name.encode()) % 10007) / 10007
+    wave = torch.from_numpy(np.sin(np.arange(like.numel()) * 0.7310585 + phase)).view(like.shape)
+    if name.endswith("running_var"):
+        return 1 + 0.3 * wave
+    if name.endswith(("running_mean", "bias")):
+        return 0.1 * wave
+    if like.dim() >= 2:
+        return wave * math.sqrt(4 / like[0].numel())
+    return 1 + 0.1 * wave
+
+
+def test_there_are_all_published_models_and_two_more():
+    assert len(PUBLISHED) == 23
+    assert sorted(models.names()) == sorted([*PUBLISHED, "mobilenetv1", "resnet8x2"])
+
+
+def test_reference_names_are_those_that_differ():
+    named = {name: entry["reference_name"] for name, entry in SHAPES.items()}
+    assert models.REFERENCE_NAMES == {ours: ref for ours, ref in named.items() if ref != ours}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_named_and_shaped_as_published(name):
+    model = models.create(name, 100)
+    shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert list(shapes.items()) == list(SHAPES[name]["state_dict"].items())
+    assert sum(p.numel() for p in model.parameters()) == SHAPES[name]["parameters"]
+    assert model.feature_dim == SHAPES[name]["pooled_dim"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_outputs_are_the_published_ones(name):
+    model = models.create(name, 100).double().eval()
+    state = model.state_dict()
+    model.load_state_dict({key: golden_weight(key, tensor) for key, tensor in state.items()})
+    images = torch.from_numpy(np.sin(np.arange(2 * 3 * 32 * 32) * 0.0137) * 1.5)
+    with torch.no_grad():
+        output = model(images.view(2, 3, 32, 32))
+    with np.load(GOLDEN / "models.npz") as golden:
+        for actual, part in ((output.logits, "logits"), (output.features, "pooled")):
+            expected = golden[f"{name}/{part}"]
+            error = np.abs(actual.numpy() - expected).max() / np.abs(expected).max()
+            assert actual.shape == expected.shape and error < 1e-9
+
+
+# The smallest of every family, and of every kind of block.
+SMALL = ["resnet8", "resnet8x2", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "mobilenetv2"]
+SMALL += ["mobilenetv1", "shufflenetv1", "shufflenetv2", "resnet18", "resnet50"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [(16, 16), (8, 8), (32, 16)])
+def test_other_input_sizes_and_numbers_of_classes(name, size):
+    model = models.create(name, 7)
+    logits, features = model(torch.rand(3, 3, *size))
+    assert logits.shape == (3, 7) and features.shape == (3, model.feature_dim)
+    (logits.sum() + features.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("size", [(64, 64), (9, 13)])
+def test_every_model_takes_larger_and_odd_sizes(name, size):
+    model = models.create(name, 7).eval()
+    with torch.no_grad():
+        logits, features = model(torch.rand(1, 3, *size))
+    assert logits.shape == (1, 7) and features.shape == (1, model.feature_dim)
+    assert logits.isfinite().all() and features.isfinite().all()
+
+
+def test_mobilenetv1_is_the_one_of_the_literature_on_imagenet():
+    model = models.create("mobilenetv1", 1000).eval()
+    assert sum(p.numel() for p in model.parameters()) == 4_231_976
+    assert model.feature_dim == 1024
+    sides = []
+    model.model.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[2]))
+    for side in (224, 32):
+        with torch.no_grad():
+            logits, features = model(torch.rand(2, 3, side, side))
+        assert logits.shape == (2, 1000) and features.shape == (2, 1024)
+    assert sides == [7, 1]
+
+
+def test_vgg_pools_once_more_at_64_pixels_and_refuses_less_than_8():
+    model = models.create("vgg8", 5).eval()
+    sides = []
+    model.block4.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[2]))
+    for side in (8, 32, 48, 64):
+        model(torch.rand(1, 3, side, side))
+    assert sides == [1, 4, 6, 4]
+    with pytest.raises(ValueError, match="at least 8x8 pixels, not 32x7"):
+        model(torch.rand(1, 3, 32, 7))
+
+
+@pytest.mark.parametrize("name", [*SMALL, "torchvision/resnet18"])
+def test_a_training_step_in_channels_last_and_autocast(name):
+    model = models.create(name, 7).to(memory_format=torch.channels_last)
+    images = torch.rand(4, 3, 32, 32).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, features = model(images)
+        loss = logits.square().mean() + features.square().mean()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    optimizer.step()
+    assert model(images).logits.isfinite().all()
+
+
+LAST_LAYERS = {
+    "resnet8": "fc",
+    "resnet18": "linear",
+    "wrn_16_1": "fc",
+    "vgg8": "classifier",
+    "mobilenetv1": "fc",
+    "mobilenetv2": "classifier",
+    "shufflenetv1": "linear",
+    "shufflenetv2": "linear",
+}
+
+
+@pytest.mark.parametrize("name", LAST_LAYERS)
+def test_logits_follow_from_the_features(name):
+    model = models.create(name, 5).eval()
+    logits, features = model(torch.rand(2, 3, 16, 16))
+    torch.testing.assert_close(logits, getattr(model, LAST_LAYERS[name])(features))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_name_builds_the_same_weights_from_the_same_seed(name):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(models.create(name, 10).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="model 'resnet9' is unknown: choose one of resnet8, "):
+        models.create("resnet9", 10)
+
+
+@pytest.mark.parametrize(
+    "name, last", [("resnet18", "fc"), ("mobilenet_v2", "classifier.1"), ("vgg11", "classifier.6")]
+)
+def test_torchvision_models_give_what_torchvision_gives(name, last):
+    torch.manual_seed(3)
+    expected = torchvision.models.get_model(name, num_classes=7).eval()
+    torch.manual_seed(3)
+    model = models.create(f"torchvision/{name}", 7).eval()
+    state = model.state_dict()
+    assert list(state) == list(expected.state_dict())
+    assert all(torch.equal(state[key], tensor) for key, tensor in expected.state_dict().items())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        output = model(images)
+        assert isinstance(output, models.ModelOutput)
+        torch.testing.assert_close(output.logits, expected(images))
+        assert output.features.shape == (2, model.feature_dim)
+        logits = expected.get_submodule(last)(output.features)
+        torch.testing.assert_close(logits, output.logits)
+
+
+def test_unknown_torchvision_names_are_refused_with_close_ones():
+    with pytest.raises(ValueError, match="model 'torchvision/resnet5' is unknown: .*resnet50"):
+        models.create("torchvision/resnet5", 10)
+    with pytest.raises(ValueError, match="is unknown"):  # torchvision has it, but no classifier
+        models.create("torchvision/fcn_resnet50", 10)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet"])
+def test_torchvision_models_without_one_linear_classifier_are_refused(name):
+    with pytest.raises(ValueError, match=f"model 'torchvision/{name}' is not supported"):
+        models.create(f"torchvision/{name}", 10)
+
+
+def test_names_need_no_torch():
+    code = (
+        "import sys, richkd.params, richkd.models; richkd.models.names();"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

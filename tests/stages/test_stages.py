@@ -1,0 +1,390 @@
+"""Stages on sources that the other tests do not run end to end, in a small working folder."""
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import small_imagenet
+import torch
+import trees
+import yaml
+from PIL import Image, ImageOps
+from scipy.special import softmax
+from serving import Answer
+from torchvision.transforms import functional as tv
+
+import stages.cache
+import stages.calibrate
+import stages.clip
+import stages.corrupt
+import stages.evaluate_fused
+import stages.prepare
+import stages.teacher
+from richkd import models, params
+from richkd.base.errors import InputError
+from richkd.base.files import read_json, sha256, write_array, write_json
+from richkd.data import cifar_c
+from richkd.data import folder as folders
+from richkd.data.corruptions import corrupt
+from richkd.data.dataset import CORRUPTED, Info, Split, load_split, save_info, save_split
+from richkd.train.seeds import TrainingData, train_seeds
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ["apple", "maple tree", "sea", "wolf"]
+NUMBERS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+
+
+@pytest.fixture
+def folder(here, monkeypatch):
+    """Prepared images as `prepare` leaves them, of four classes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "downloads"))
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 8), ("validation", 8), ("test", 20), ("captioned", 0)):
+        images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+        save_split(f"data/{name}.safetensors", Split(images, np.arange(count) % 4))
+    save_info("data/info.json", Info(name="cifar100", classes=CLASSES, **NUMBERS))
+    return here
+
+
+def write(**sections):
+    """params.yaml: the preset cifar100 with other sections."""
+    preset = yaml.safe_load((ROOT / "presets/cifar100.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump(preset | sections))
+
+
+# --- prepare ------------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_the_pixels():
+    images = np.random.default_rng(0).integers(0, 200, (5, 6, 7, 3)).astype(np.uint8)
+    mean, std = stages.prepare.statistics(images)
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)))
+    np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)))
+
+
+# --- teacher ------------------------------------------------------------------------------------
+
+
+def checkpoint(path, min_accuracy=0.0):
+    return {
+        "source": "checkpoint", "arch": "resnet8", "path": str(path), "sha256": sha256(path),
+        "min_accuracy": min_accuracy, **NUMBERS,
+    }  # fmt: skip
+
+
+def test_a_ready_made_teacher_is_saved_tested_and_refused_below_the_bound(folder, capsys):
+    torch.save(models.create("resnet8", 4).state_dict(), "x.pth")
+    write(teacher=checkpoint("x.pth"))
+    stages.teacher.main()
+    tested = read_json("metrics/teacher.json")["test_accuracy"]
+    assert f"is right on {100 * tested:.2f} % of the test images" in capsys.readouterr().out
+    assert 0 <= read_json("metrics/train/teacher.json")["validation_accuracy"]["mean"] <= 1
+    curves = pd.read_csv("metrics/curves/teacher.csv")
+    assert list(curves) == ["epoch", "validation_accuracy", "seed"] and curves.empty
+    record = read_json("models/teacher/seed0.json")
+    assert record["mean"] == NUMBERS["mean"] and record["data"] == {"x.pth": sha256("x.pth")}
+    assert "min_accuracy" not in record["params"]["teacher"]
+    write(teacher=checkpoint("x.pth", 1.0))
+    with pytest.raises(InputError, match=rf"test images is {tested:.4f}, teacher.min_accuracy is 1.0"):
+        stages.teacher.main()
+
+
+def test_a_trained_teacher_below_the_bound_is_refused(folder):
+    digits = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    write(teacher=digits["teacher"] | {"epochs": 1, "min_accuracy": 1.0})
+    with pytest.raises(InputError, match="teacher.min_accuracy is 1.0"):
+        stages.teacher.main()
+
+
+# --- clip ---------------------------------------------------------------------------------------
+
+
+def test_a_clip_from_a_file_becomes_a_classifier_and_a_table(folder):
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    Path("small.json").write_text(json.dumps(config))
+    open_clip.add_model_config(Path("small.json").absolute())
+    torch.save(open_clip.create_model("small").state_dict(), "small.pt")
+    clip = {
+        "source": "checkpoint", "model": "small", "tag": None, "path": "small.pt",
+        "sha256": sha256("small.pt"), "prompts": "imagenet80", "logit_scale": 50.0,
+    }  # fmt: skip
+    write(clip=clip)
+    stages.clip.main()
+    record = read_json("models/clip/seed0.json")
+    assert record["scale"] == 50 and len(record["prompts"]) == 80 and record["classes"] == CLASSES
+    assert record["data"]["small.pt"] == clip["sha256"] and "seed" not in record
+    stages.cache.main("clip")
+    assert np.load("cache/clip/logits-000.npy").shape == (8, 4)
+    assert len(read_json("metrics/cache/clip.json")["single_prompt_accuracy"]) == 81
+    write(clip=clip | {"sha256": "0" * 64})
+    with pytest.raises(InputError, match="clip.path: small.pt has sha256:.*, must have sha256:0000"):
+        stages.clip.main()
+
+
+# --- corrupt ------------------------------------------------------------------------------------
+
+SETS = {"names": ["frost", "fog"], "severities": [3, 1]}
+
+
+@pytest.fixture
+def published(folder):
+    """A folder as CIFAR-100-C's tar unpacks to: the pixels of a set are its severity."""
+    path = folder / "CIFAR-100-C"
+    path.mkdir()
+    severities = np.repeat(np.arange(1, 6), 20)
+    np.save(path / "labels.npy", np.tile(np.arange(20) % 4, 5))
+    for name in SETS["names"]:
+        images = np.broadcast_to(severities[:, None, None, None], (100, 32, 32, 3))
+        np.save(path / f"{name}.npy", images.astype(np.uint8))
+    return path
+
+
+def test_published_sets_are_taken_from_a_folder(published):
+    write(corruptions={"source": "path", "path": str(published), **SETS})
+    stages.corrupt.main()
+    for name in SETS["names"]:
+        images = np.load(f"data/corrupted/{name}.npy")
+        assert images.shape == (40, 32, 32, 3) and images[:, 5, 5, 1].tolist() == [3] * 20 + [1] * 20
+
+
+def test_a_tar_that_is_not_the_published_one_is_refused(published, server):
+    with tarfile.open("other.tar", "w") as tar:
+        tar.add(published, "CIFAR-100-C")
+    write(corruptions={"source": "path", "path": "other.tar", **SETS})
+    with pytest.raises(InputError, match="corruptions.path: other.tar has md5:.*, must have md5:11f0"):
+        stages.corrupt.main()
+    url = server.url("/CIFAR-100-C.tar", Answer(body=Path("other.tar").read_bytes()))
+    write(corruptions={"source": "download", "urls": [url], **SETS})
+    with pytest.raises(InputError, match="CIFAR-100-C.tar could not be downloaded: .*has md5:"):
+        stages.corrupt.main()
+    assert not Path("data/corrupted").exists()
+
+
+def test_published_sets_are_downloaded(published, server, monkeypatch):
+    with tarfile.open("sets.tar", "w") as tar:
+        tar.add(published, "CIFAR-100-C")
+    body = Path("sets.tar").read_bytes()
+    official = cifar_c.Official("CIFAR-100-C.tar", f"md5:{hashlib.md5(body).hexdigest()}")
+    monkeypatch.setitem(cifar_c.OFFICIAL, "cifar100", official)
+    urls = [server.url("/gone", Answer(status=404)), server.url("/sets.tar", Answer(body=body))]
+    write(corruptions={"source": "download", "urls": urls, **SETS})
+    stages.corrupt.main()
+    assert np.load("data/corrupted/fog.npy")[:, 0, 0, 0].tolist() == [3] * 20 + [1] * 20
+
+
+WNIDS = trees.WNIDS[:2]
+
+
+@pytest.fixture
+def files(here):
+    """The test images of a tree as a manifest, odd ones among them, and a function to write params.yaml."""
+    tree = trees.imagenet(here / "tree", 5, 2, WNIDS)
+    test, unreadable = folders.scan(tree, folders.in_folders(tree / "train", WNIDS), "train")
+    assert len(test.labels) == 9 and len(unreadable) == 1
+    save_split("data/test.safetensors", test)
+    save_info("data/info.json", Info(name="imagenet", classes=["a", "b"], folders=WNIDS, **NUMBERS))
+    Path("weights").write_bytes(b"")
+    preset = small_imagenet.params(tree, Path("weights"))
+
+    def write(**sections):
+        Path("params.yaml").write_text(yaml.safe_dump(preset | sections))
+
+    write.test = test
+    return write
+
+
+GENERATED = {"source": "generate", "seed": 3, "names": ["gaussian_noise", "fog"], "severities": [4, 2]}
+
+
+def test_files_are_cut_and_corrupted_with_imagenets_constants(files):
+    files(corruptions=GENERATED)
+    stages.corrupt.main()
+    middles = []
+    for path in files.test.paths:
+        with Image.open(Path(files.test.root, path)) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        middles.append(np.asarray(tv.center_crop(tv.resize(upright, 56), 48)))
+    for name in GENERATED["names"]:
+        found = np.load(CORRUPTED / f"{name}.npy")
+        expected = [corrupt(np.stack(middles), name, severity, 3, "imagenet") for severity in (4, 2)]
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_middles_are_those_that_models_see_of_the_clean_images(here, seed):
+    """To the pixel, at any sizes: torchvision rounds sides down and margins to even."""
+    rng = np.random.default_rng(seed)
+    image = trees.photograph(seed, rng)
+    image.save("x.png")
+    size = int(rng.integers(16, 60))
+    views = SimpleNamespace(size=size, resize=int(rng.integers(size, 70)))
+    test = SimpleNamespace(root=".", paths=["x.png"], labels=np.zeros(1, int))
+    expected = tv.center_crop(tv.resize(image, views.resize), size)
+    np.testing.assert_array_equal(stages.corrupt.centers(test, views).images[0], expected)
+
+
+def test_without_room_nothing_is_made(files, monkeypatch):
+    files(corruptions=GENERATED)
+    one = 2 * 9 * 48**2 * 3  # severities, images, pixels
+    memory = SimpleNamespace(available=3 * one)
+    disk = SimpleNamespace(free=4 * one)
+    monkeypatch.setattr(stages.corrupt.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(stages.corrupt.shutil, "disk_usage", lambda _: disk)
+    stages.corrupt.check_room(one, 2 * one)
+    monkeypatch.setattr(stages.corrupt, "corrupt", lambda *_: pytest.fail("corrupted"))
+    lower = "name fewer corruptions.names or severities, or set corruptions.source: path"
+    memory.available -= 1
+    with pytest.raises(InputError, match=f"need 0.0 GB of memory, 0.0 are free: {lower}"):
+        stages.corrupt.main()
+    memory.available, disk.free = 100e9, 1e9
+    with pytest.raises(InputError, match=f"need 4.0 GB of disk, with DVC's copy, 1.0 are free: {lower}"):
+        stages.corrupt.check_room(10**9, 2 * 10**9)
+    disk.free = 4 * one - 1
+    with pytest.raises(InputError, match="GB of disk"):
+        stages.corrupt.main()
+    assert not CORRUPTED.exists()
+
+
+def test_published_files_stay_where_they_are(files):
+    trees.corrupted(Path("imagenet-c"), Path("tree"), ["fog"], [1, 3], 32)
+    test, _ = folders.scan(Path("tree"), folders.in_folders(Path("tree/val"), WNIDS), "val")
+    save_split("data/test.safetensors", test)
+    files(corruptions={"source": "path", "path": "imagenet-c", "names": ["fog"], "severities": [3, 1]})
+    stages.corrupt.main()
+    assert [path.name for path in CORRUPTED.iterdir()] == ["fog.safetensors"]
+    found = load_split(CORRUPTED / "fog.safetensors")
+    ends = [path.removeprefix("val/") for path in test.paths]
+    assert found.paths == [f"fog/{severity}/{end}" for severity in (3, 1) for end in ends]
+    assert found.root == "imagenet-c" and found.labels.tolist() == test.labels.tolist() * 2
+
+
+@pytest.mark.parametrize("kind", ["files", "arrays"])
+def test_where_a_path_leads_nowhere_corruptions_are_skipped(request, kind, capsys):
+    write_params = request.getfixturevalue("files") if kind == "files" else write
+    if kind == "arrays":
+        request.getfixturevalue("folder")
+    (CORRUPTED / "x").mkdir(parents=True)  # of a run before
+    write_params(corruptions={"source": "path", "path": "../gone", **SETS})
+    stages.corrupt.main()
+    assert {path.name: path.read_text() for path in CORRUPTED.iterdir()} == {
+        "skipped.txt": "nothing is at ../gone\n"
+    }
+    assert "corrupted images are skipped: nothing is at ../gone" in capsys.readouterr().out
+    write_params(corruptions={"source": "generate", "seed": 0, "names": ["contrast"], "severities": [1]})
+    stages.corrupt.main()
+    assert [path.name for path in CORRUPTED.iterdir()] == ["contrast.npy"]
+
+
+# --- evaluate -----------------------------------------------------------------------------------
+
+
+def test_the_fused_teacher_of_what_there_is(folder):
+    """One further test set, and no corrupted images."""
+    write(fusion={"alpha": 0.25, "lam": 0.5, "grid": [0.5]})
+    save_split("data/shifted/v2.safetensors", load_split("data/test.safetensors"))
+    write_json("data/shifted/sets.json", {"v2": {"images": 20, "classes": [0, 1, 2, 3]}, "r": {"skipped": "x"}})
+    CORRUPTED.mkdir()
+    (CORRUPTED / "skipped.txt").write_text("nothing is at x\n")
+    rng, logits = np.random.default_rng(0), {}
+    for name in ("teacher", "clip"):
+        for part in ("validation", "test", "shifted/v2"):
+            count = 8 if part == "validation" else 20
+            logits[name, part] = rng.normal(size=(1, count, 4)).astype(np.float32)
+            write_array(f"predictions/{name}/{part}.npy", logits[name, part])
+        write_array(f"predictions/{name}/corrupted.npy", np.empty((1, 0, 5, 20, 4), np.float16))
+    stages.evaluate_fused.main()
+    for part in ("validation", "test", "shifted/v2"):
+        expected = 0.25 * logits["teacher", part] + 0.75 * logits["clip", part]
+        np.testing.assert_allclose(np.load(f"predictions/fused/{part}.npy"), expected, rtol=1e-5, atol=1e-6)
+    assert np.load("predictions/fused/corrupted.npy").shape == (1, 0, 5, 20, 4)
+    assert list(read_json("metrics/evaluate/fused.json")) == ["top1", "top5", "shifted_v2"]
+
+
+# --- calibrate ----------------------------------------------------------------------------------
+
+
+def predicted(corruptions, severities):
+    """Two runs' logits of the folder's images; the corrupted ones', float16."""
+    rng, random = np.random.default_rng(1), {}
+    for name, shape in (
+        ("validation", (8,)), ("test", (20,)), ("corrupted", (corruptions, severities, 20)),
+    ):  # fmt: skip
+        random[name] = rng.normal(size=(2, *shape, 4)).astype(np.float32) * 3
+        kind = np.float16 if name == "corrupted" else np.float32
+        write_array(f"predictions/x/{name}.npy", random[name].astype(kind))
+    return random["test"], random["corrupted"].astype(np.float16).astype(float)
+
+
+def scores(logits, labels):
+    """NLL and Brier score, worked out anew."""
+    probabilities = softmax(logits.reshape(-1, 4).astype(float), axis=1)
+    truth = np.eye(4)[np.broadcast_to(labels, logits.shape[:-1]).ravel()]
+    return [-np.log((probabilities * truth).sum(1)).mean(), ((probabilities - truth) ** 2).sum(1).mean()]
+
+
+@pytest.mark.parametrize(
+    ("most", "step"), [(10**9, 1), (3 * 2 * 20 * 4, 1), (3 * 2 * 20 * 4 - 1, 2), (200, 3), (1, 480)]
+)
+def test_of_very_many_corrupted_images_every_nth_is_looked_at(folder, monkeypatch, most, step):
+    monkeypatch.setattr(stages.calibrate, "MOST", most)
+    write()
+    clean, corrupted = predicted(3, 2)
+    stages.calibrate.main("x")
+    found, labels = read_json("metrics/calibrate/x.json"), np.arange(20) % 4
+    for run in range(2):
+        for data, expected in (
+            ("clean", scores(clean[run], labels)),
+            ("corrupted", scores(corrupted[run, :, :, ::step], labels[::step])),
+        ):
+            assert [found[data][key][f"run{run}"] for key in ("nll", "brier")] == pytest.approx(expected)
+    curves = pd.read_csv("metrics/calibrate/x.csv")
+    counts = curves.groupby(["run", "data"])["count"].sum()
+    assert counts.to_dict() == {
+        (run, data): count
+        for run in range(2)
+        for data, count in (("clean", 20), ("corrupted", 3 * 2 * len(labels[::step])))
+    }
+
+
+def test_without_corrupted_images_the_clean_ones_alone_are_looked_at(folder):
+    write()
+    clean, _ = predicted(0, 2)
+    stages.calibrate.main("x")
+    found = read_json("metrics/calibrate/x.json")
+    assert list(found) == ["clean"]
+    expected = scores(clean[0], np.arange(20) % 4)
+    assert [found["clean"][key]["run0"] for key in ("nll", "brier")] == pytest.approx(expected)
+    assert found["clean"]["temperature"]["run0"] > 0
+    assert set(pd.read_csv("metrics/calibrate/x.csv").data) == {"clean"}
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def test_a_full_device_says_what_to_lower(folder):
+    student = params.Training(
+        arch="resnet8", epochs=1, batch_size=8, lr=0.1, schedule="onecycle", milestones=(),
+        momentum=0.9, weight_decay=0.0,
+    )  # fmt: skip
+    runtime = params.Runtime(
+        device="cpu", precision="fp32", deterministic=False, step="auto", seeds_at_once=1
+    )
+    views = params.PaddedCrops(augmentation="padded_crop", pad=1, flip=False)
+    data = TrainingData(views, runtime)
+
+    def full(model):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    said = "out of memory: lower batch_size, runtime.seeds_at_once or crd.num_negatives.* 9 GiB"
+    with pytest.raises(InputError, match=said):
+        train_seeds("ce", data, student, [0], full, {}, [])
