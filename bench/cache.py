@@ -44,7 +44,10 @@ def main(
     def ours() -> None:
         # build works in a folder beside its result, and shows sizes and a bar.
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
                 none = batches[0][:0]
                 caching.build("table", model, data, held_views, none, batch_size, "fp32", {}, "key")
 

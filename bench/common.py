@@ -134,7 +134,9 @@ def _commit() -> str:
     """With `-dirty` where code has changed since."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", "bench", "richkd")

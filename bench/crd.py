@@ -66,9 +66,7 @@ class PlainMemory:
 class Problem:
     """Labels, embeddings and samples of one step, and a memory for them, all from `seed`."""
 
-    def __init__(
-        self, samples, negatives, batch_size, dim, classes, device, seed=0, shared=False
-    ):
+    def __init__(self, samples, negatives, batch_size, dim, classes, device, seed=0, shared=False):
         torch.manual_seed(seed)
         self.labels = torch.arange(samples) % classes
         memory = ContrastiveMemory(samples, dim, negatives, 0.07, 0.5, self.labels, shared)

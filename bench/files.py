@@ -44,7 +44,9 @@ def measure(
     def ours():
         draw.manual_seed(next(passes))
         order = torch.randperm(len(files), generator=draw, device=device)
-        batches = list(zip(order.split(batch_size), views.sample(len(order), draw).split(batch_size)))
+        batches = list(
+            zip(order.split(batch_size), views.sample(len(order), draw).split(batch_size))
+        )
         files.start(batches)
         for batch in batches:
             files.advance()
@@ -89,7 +91,9 @@ def photographs(folder: Path, images: int, side: int) -> Manifest:
         pixels = np.zeros((*shape, 3))
         for scale, weight in ((64, 0.4), (16, 0.3), (4, 0.2), (2, 0.1)):
             coarse = rng.integers(0, 256, [n // scale + 2 for n in shape] + [3], dtype=np.uint8)
-            pixels += weight * np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.BICUBIC))
+            pixels += weight * np.asarray(
+                Image.fromarray(coarse).resize(shape[::-1], Image.BICUBIC)
+            )
         place = folder / "train" / "ab"[i % 2]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.jpg", quality=92)

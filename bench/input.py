@@ -83,9 +83,7 @@ def main(images=50_000, batch_size=64, batches=300, workers=2, repeats=7) -> Non
             labels.to(device, non_blocking=True)
 
     times = alternate({"plain": baseline, "ours": ours}, repeats)
-    rows = {
-        name: spread("images_per_s", [count / x for x in each]) for name, each in times.items()
-    }
+    rows = {name: spread("images_per_s", [count / x for x in each]) for name, each in times.items()}
     rows["ours"] |= speedup(times["plain"], times["ours"])
     report(
         "input", rows, goal="at least 25 times as fast", images=images, batch_size=batch_size, batches=batches, workers=workers,

@@ -73,7 +73,12 @@ def timed(folder: Path | str, *words: str) -> list[tuple[float, str]]:
     """Every line that the command printed, with the seconds since its start; the last is its end."""
     start = time.perf_counter()
     with subprocess.Popen(
-        words, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         lines = [(time.perf_counter() - start, line) for line in process.stdout]
     lines.append((time.perf_counter() - start, ""))

@@ -83,7 +83,13 @@ class Protocol:
         return Objective(CE_WEIGHT, **terms).to(self.data.device)
 
     def run(
-        self, arch: str, variant: str, *, seed: int = 0, shared: bool | None = None, **runtime: object
+        self,
+        arch: str,
+        variant: str,
+        *,
+        seed: int = 0,
+        shared: bool | None = None,
+        **runtime: object,
     ) -> Run:
         """A run without end, not begun."""
         torch.manual_seed(seed)
@@ -96,7 +102,9 @@ class Protocol:
         nothing = torch.zeros(0, 3, SIDE, SIDE), self.data.labels[:0]
         objective = self.objective(variant, model, shared)
         how = Runtime(**RUNTIME | runtime)
-        return Run(model, objective, self.data, nothing, training, seed, how, NoCheckpoint(), variant)
+        return Run(
+            model, objective, self.data, nothing, training, seed, how, NoCheckpoint(), variant
+        )
 
 
 def stepper(runs: Sequence[Run], steps: int) -> Case:

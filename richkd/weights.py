@@ -24,7 +24,9 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "open_clip_torch", "numpy", "safetensors")},
+            **{
+                name: version(name) for name in ("torch", "open_clip_torch", "numpy", "safetensors")
+            },
         },
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
@@ -84,5 +86,3 @@ def load_into(model: nn.Module, source: Path | str | IO[bytes]) -> None:
                 f"{needed.get(name, 'unknown')} here"
             )
     model.load_state_dict(found)
-
-

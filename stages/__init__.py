@@ -37,7 +37,9 @@ def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> Non
                 first, *rest = shlex.split(command)
             except ValueError:  # an open quote, or nothing
                 raise InputError(f"RICHKD_LAUNCH is {command!r}: must be a command") from None
-            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # richkd.distributed.start says why
+            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = (
+                "1"  # richkd.distributed.start says why
+            )
             os.execvp(first, [first, *rest, "-m", module(), *words])
         elif parallel and int(wanted) > 1:
             params.load()

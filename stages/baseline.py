@@ -18,7 +18,11 @@ def main(variant: str) -> None:
     data = TrainingData(p.views, p.runtime)
     tables, inputs = [], [__file__]
     if variant == "kd":
-        tables.append(cache.of("teacher", data.train.views, p.cache.teacher, p.cache.top_k, data.device, ["logits"]))
+        tables.append(
+            cache.of(
+                "teacher", data.train.views, p.cache.teacher, p.cache.top_k, data.device, ["logits"]
+            )
+        )
         inputs.append("cache/teacher/cache.json")
 
     def objective(student: nn.Module, *teacher: Table) -> Objective:

@@ -39,7 +39,10 @@ def main(name: str) -> None:
     view_ids = [] if held == "online" else [data.views.center]
     if held == "all":
         view_ids = range(len(data.views))
-    key = resume.key(params.to_dict(p), [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION, __file__])
+    key = resume.key(
+        params.to_dict(p),
+        [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION, __file__],
+    )
     logits, features = caching.build(
         f"cache/{name}",
         model,

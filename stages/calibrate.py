@@ -12,7 +12,9 @@ from richkd.evaluate.seeds import summarize
 from richkd.params import Calibration
 from stages import run
 
-MOST = 200_000_000  # logits of corrupted images that are looked at; more take every 2nd image, 3rd, …
+MOST = (
+    200_000_000  # logits of corrupted images that are looked at; more take every 2nd image, 3rd, …
+)
 
 
 def main(name: str) -> None:

@@ -23,11 +23,15 @@ def main() -> None:
     info = load_info(INFO)
     prompts, tokens_of = clip.templates(p.clip.prompts), clip.tokenizer(p.clip.model)
     metrics, made_from = {}, {INFO: sha256(INFO)}
-    checkpoint = resume.Checkpoint("clip", resume.key(params.to_dict(p), [INFO, CAPTIONED, __file__]))
+    checkpoint = resume.Checkpoint(
+        "clip", resume.key(params.to_dict(p), [INFO, CAPTIONED, __file__])
+    )
     quick_gelu = False
     if p.clip.source == "train":
         expected = clip.Input(p.clip.model.image_size, info.mean, info.std)
-        model, loss = train(p.clip, p.runtime.precision, info, expected, tokens_of, device, checkpoint)
+        model, loss = train(
+            p.clip, p.runtime.precision, info, expected, tokens_of, device, checkpoint
+        )
         metrics["loss"] = loss
         made_from[CAPTIONED] = sha256(CAPTIONED)
     else:
@@ -64,7 +68,9 @@ def main() -> None:
     weights.save("models/clip/seed0", zero_shot.state_dict(), record)
     write_json("metrics/train/clip.json", metrics)
     checkpoint.remove()
-    print(f"models/clip: zero-shot classifier of {len(info.classes)} classes, metrics/train/clip.json")
+    print(
+        f"models/clip: zero-shot classifier of {len(info.classes)} classes, metrics/train/clip.json"
+    )
 
 
 def center_of(expected: clip.Input) -> Center:

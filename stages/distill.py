@@ -23,7 +23,9 @@ def main(variant: str) -> None:
     prompting = params.to_dict({"prompt_list": p.clip.prompts, "logit_scale": p.clip.logit_scale})
     tables = [
         cache.of("teacher", data.train.views, p.cache.teacher, p.cache.top_k, data.device, parts),
-        cache.of("clip", data.train.views, p.cache.clip, p.cache.top_k, data.device, parts, **prompting),
+        cache.of(
+            "clip", data.train.views, p.cache.clip, p.cache.top_k, data.device, parts, **prompting
+        ),
     ]
 
     def objective(student: nn.Module, teacher: Table, clip: Table) -> Objective:
@@ -36,7 +38,13 @@ def main(variant: str) -> None:
             labels, crd = data.train.labels, p.crd
             shared = {"auto": None, "per_sample": False, "shared": True}[crd.negatives]
             memory = ContrastiveMemory(
-                len(labels), crd.dim, crd.num_negatives, crd.temperature, crd.momentum, labels, shared
+                len(labels),
+                crd.dim,
+                crd.num_negatives,
+                crd.temperature,
+                crd.momentum,
+                labels,
+                shared,
             )
             banks = 2 * memory.student_bank.nbytes / 1e6
             kind = "shared by a batch" if memory.shared else "of each sample's own"

@@ -17,7 +17,9 @@ def main() -> None:
             np.load(f"predictions/{name}/{part}.npy", mmap_mode="r") for name in ("teacher", "clip")
         )
         fused = np.empty_like(teacher)
-        for out, *logits in zip(fused[0], teacher[0], clip[0]):  # one seed; a corruption, or an image
+        for out, *logits in zip(
+            fused[0], teacher[0], clip[0]
+        ):  # one seed; a corruption, or an image
             # Mixed in 32 bits, saved as the parts are.
             out[...] = fuse_logits(*(x.astype(np.float32) for x in logits), p.fusion.alpha)
         write_array(f"predictions/fused/{part}.npy", fused)

@@ -43,9 +43,7 @@ def main() -> None:
     summary, shares, closeness = {}, [], []
     for name, alpha in mixtures:
         probabilities = softmax(fuse_logits(teacher, clip, alpha).astype(float), axis=1)
-        quadrants = calibration.confidence_quadrants(
-            probabilities, labels, p.calibration.threshold
-        )
+        quadrants = calibration.confidence_quadrants(probabilities, labels, p.calibration.threshold)
         close = float(semantic_closeness(probabilities, labels, classes).mean())
         summary[name] = {**scores(alpha), **quadrants, "semantic_closeness": close}
         shares += [{"model": name, "answer": key, "share": x} for key, x in quadrants.items()]

@@ -82,7 +82,9 @@ def accuracy(split: str, device: torch.device, precision: str) -> float:
     (path,) = weights.paths("models/teacher")
     model, *look = classifiers.load_classifier(path, device)
     images = load_split(f"data/{split}.safetensors")
-    logits, _ = engine.predict(model, imagesets.for_inference(images, *look, device), 500, precision)
+    logits, _ = engine.predict(
+        model, imagesets.for_inference(images, *look, device), 500, precision
+    )
     return engine.accuracy(logits, torch.from_numpy(images.labels).to(device))
 
 

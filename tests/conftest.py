@@ -128,6 +128,7 @@ class Killed(Exception):
 @pytest.fixture
 def killed_after():
     """A context in which the given module fails after so many calls."""
+
     @contextmanager
     def context(module, calls):
         seen = iter(range(calls))

@@ -43,7 +43,12 @@ def commit(folder: Path, message: str) -> None:
 def command(folder: Path, *words: str) -> str:
     """Run to the end; what it printed, stderr and stdout together."""
     done = subprocess.run(
-        words, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -31,7 +31,13 @@ def params(root: Path, teacher: Path, **sections: object) -> dict:
     p["clip"] |= {"prompts": prompts}
     p["cache"] |= {"top_k": 5, "batch_size": 4}  # time to be killed in
     # So small a rate that rounding does not grow: then metrics of one process and of two can be compared.
-    p["student"] |= {"arch": "resnet8", "epochs": 3, "batch_size": 40, "lr": 0.0005, "milestones": [2]}
+    p["student"] |= {
+        "arch": "resnet8",
+        "epochs": 3,
+        "batch_size": 40,
+        "lr": 0.0005,
+        "milestones": [2],
+    }
     p["distill"]["feature_weight"] = 0.1
     p["crd"] |= {"dim": 16, "num_negatives": 64}
     p["baseline"]["variants"], p["distill"]["variants"] = ["kd"], ["LF"]

@@ -13,7 +13,9 @@ WNIDS = [
 COLORS = np.random.default_rng(3).integers(0, 256, (40, 3))
 
 
-def photograph(label: int, rng: np.random.Generator, small: int = 60, large: int = 140) -> Image.Image:
+def photograph(
+    label: int, rng: np.random.Generator, small: int = 60, large: int = 140
+) -> Image.Image:
     """A picture of a class: its colour in stripes of its slope on a random ground, of any size."""
     width, height = (int(x) for x in rng.integers(small, large, 2))
     y, x = np.mgrid[:height, :width]
@@ -25,7 +27,12 @@ def photograph(label: int, rng: np.random.Generator, small: int = 60, large: int
 
 
 def imagenet(
-    root: Path, train: int = 16, val: int = 6, wnids: list[str] = WNIDS, seed: int = 0, oddities: bool = True
+    root: Path,
+    train: int = 16,
+    val: int = 6,
+    wnids: list[str] = WNIDS,
+    seed: int = 0,
+    oddities: bool = True,
 ) -> Path:
     """`train/<wnid>/` and `val/<wnid>/` with so many images a class.
 

@@ -57,7 +57,9 @@ def fit(
     clip.train()
     first = history[-1]["step"] if history else 0
     total = torch.zeros((), device=device)
-    progress = tqdm(range(first, training.steps), "clip", training.steps, initial=first, unit="step")
+    progress = tqdm(
+        range(first, training.steps), "clip", training.steps, initial=first, unit="step"
+    )
     for step in progress:
         draw = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
         shape = (min(training.batch_size, len(labels)),)
@@ -79,7 +81,9 @@ def fit(
             steps = done - (history[-1]["step"] if history else 0)
             history.append({"step": done, "loss": (total / steps).item()})
             if not math.isfinite(history[-1]["loss"]):
-                raise InputError(f"clip: the loss is {history[-1]['loss']} at step {done}: lower lr")
+                raise InputError(
+                    f"clip: the loss is {history[-1]['loss']} at step {done}: lower lr"
+                )
             progress.set_postfix(loss=f"{history[-1]['loss']:.3f}")
             total.zero_()
             states = {name: part.state_dict() for name, part in parts.items()}

@@ -100,8 +100,12 @@ def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.M
     network = create(model, quick_gelu, {key: source[key] for key in ways if key in source})
     try:
         open_clip.load_checkpoint(network, str(path), strict=True, weights_only=True)
-    except Exception as error:  # a missing file, another model's, a pickle that is not weights alone
-        raise InputError(f"clip.path {path} holds no weights of {model}: {one_line(error)}") from None
+    except (
+        Exception
+    ) as error:  # a missing file, another model's, a pickle that is not weights alone
+        raise InputError(
+            f"clip.path {path} holds no weights of {model}: {one_line(error)}"
+        ) from None
     return network, quick_gelu
 
 
@@ -166,7 +170,8 @@ def preprocess(pixels: Tensor, expected: Input) -> Tensor:
     size = (expected.size, expected.size)
     resized = F.interpolate(pixels, size, mode=expected.interpolation, antialias=True).clamp(0, 1)
     mean, std = (
-        torch.tensor(x, device=pixels.device).view(1, 3, 1, 1) for x in (expected.mean, expected.std)
+        torch.tensor(x, device=pixels.device).view(1, 3, 1, 1)
+        for x in (expected.mean, expected.std)
     )
     return (resized - mean) / std
 

@@ -192,7 +192,10 @@ def zoom_matrix(height, width, factors):
         weight = position - low
         low += (size - crop) // 2
         row = np.arange(size)
-        entries = np.concatenate([1 - weight, weight]), (np.tile(row, 2), np.concatenate([low, low + 1]))
+        entries = (
+            np.concatenate([1 - weight, weight]),
+            (np.tile(row, 2), np.concatenate([low, low + 1])),
+        )
         return sparse.csr_array(entries, (size, size))
 
     return sum(
@@ -417,7 +420,9 @@ def elastic_transform(images, rng, alpha, sigma, affine):
     corners = np.array([height, width]) // 2 + side // 3 * np.array([[1, 1], [-1, 1], [-1, -1]])
     moved = corners + affine_rng.uniform(-affine * side, affine * side, (n, 3, 2))
     # Solved from the moved corners to the first ones: each output pixel asks where it comes from.
-    matrix = np.linalg.solve(np.concatenate([moved, np.ones((n, 3, 1))], 2), corners.astype(float)[None])
+    matrix = np.linalg.solve(
+        np.concatenate([moved, np.ones((n, 3, 1))], 2), corners.astype(float)[None]
+    )
     along_y, along_x, origin = matrix.transpose(1, 2, 0)[..., None, None]
     y, x = np.mgrid[:height, :width]
     warped = bilinear(images, *(y * along_y + x * along_x + origin), mirror)
@@ -447,7 +452,9 @@ def bilinear(images, y, x, fold):
     down, right = (y - top).astype(np.float32)[..., None], (x - left).astype(np.float32)[..., None]
     rows = fold(top, height), fold(top + 1, height)
     a, b = fold(left, width), fold(left + 1, width)
-    upper, lower = (images[image, row, a] * (1 - right) + images[image, row, b] * right for row in rows)
+    upper, lower = (
+        images[image, row, a] * (1 - right) + images[image, row, b] * right for row in rows
+    )
     return upper * (1 - down) + lower * down
 
 
@@ -468,7 +475,9 @@ def jpeg_compression(images, rng, quality):
 
 
 def through_pil(images, function):
-    return np.stack([np.asarray(function(Image.fromarray(image))) for image in images.astype(np.uint8)])
+    return np.stack(
+        [np.asarray(function(Image.fromarray(image))) for image in images.astype(np.uint8)]
+    )
 
 
 # The order is the benchmark's, and it seeds the streams.
@@ -505,7 +514,11 @@ CONSTANTS = {
         "brightness": [(0.05,), (0.1,), (0.15,), (0.2,), (0.3,)],
         "contrast": [(0.75,), (0.5,), (0.4,), (0.3,), (0.15,)],
         "elastic_transform": [
-            (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03),
+            (0, 0, 0.08),
+            (0.05, 0.2, 0.07),
+            (0.08, 0.06, 0.06),
+            (0.1, 0.04, 0.05),
+            (0.1, 0.03, 0.03),
         ],
         "pixelate": [(0.95,), (0.9,), (0.85,), (0.75,), (0.65,)],
         "jpeg_compression": [(80,), (65,), (58,), (50,), (40,)],

@@ -59,7 +59,9 @@ def prepare(p: Digits) -> tuple[dict[str, Split], list[str]]:
     """The splits train, validation, test and captioned, and the classes' names."""
     classes = CLASSES if p.classes == "all" else list(p.classes)
     if unknown := [name for name in classes if name not in CLASSES]:
-        raise InputError(f"dataset.classes has {unknown[0]!r}: must be numbers, zero to ninety-nine")
+        raise InputError(
+            f"dataset.classes has {unknown[0]!r}: must be numbers, zero to ninety-nine"
+        )
     if len(classes) < 2:
         raise InputError(f"dataset.classes is {classes}: must name at least two")
     numbers = np.array([CLASSES.index(name) for name in classes])
@@ -71,7 +73,9 @@ def prepare(p: Digits) -> tuple[dict[str, Split], list[str]]:
     }
     for name, count in counts.items():
         if count < len(classes):
-            raise InputError(f"dataset has {count} {name} images: at least {len(classes)}, one a class")
+            raise InputError(
+                f"dataset has {count} {name} images: at least {len(classes)}, one a class"
+            )
     scans = pools(p.seed)
     scans["captioned"] = scans["train"]
     splits = {}

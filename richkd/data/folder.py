@@ -152,7 +152,9 @@ def _flat_validation(root: Path, folders: Sequence[str]) -> list[tuple[str, int]
     try:
         synsets = np.atleast_1d(loadmat(kits[0] / "meta.mat", squeeze_me=True)["synsets"])
         numbered = {
-            int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if row["num_children"] == 0
+            int(row["ILSVRC2012_ID"]): str(row["WNID"])
+            for row in synsets
+            if row["num_children"] == 0
         }
         wnid_of = [numbered[int(line)] for line in (kits[0] / Path(truth).name).read_text().split()]
     except Exception as error:  # what scipy raises depends on where the file is broken
@@ -184,9 +186,7 @@ def check_counts(
 # --- files --------------------------------------------------------------------------------------
 
 
-def scan(
-    root: Path, files: Sequence[tuple[str, int]], title: str
-) -> tuple[Manifest, list[str]]:
+def scan(root: Path, files: Sequence[tuple[str, int]], title: str) -> tuple[Manifest, list[str]]:
     """The manifest of `files`, paths below `root` with their labels; and those not readable."""
     probes: list[Probe | None] = []
     paths = [path for path, _ in files]

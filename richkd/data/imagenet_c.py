@@ -15,7 +15,11 @@ from richkd.data.folder import say_unreadable, scan
 
 
 def read(
-    path: Path | str, names: Sequence[str], severities: Sequence[int], test: Manifest, folders: Sequence[str]
+    path: Path | str,
+    names: Sequence[str],
+    severities: Sequence[int],
+    test: Manifest,
+    folders: Sequence[str],
 ) -> Iterator[tuple[str, Manifest]]:
     """Each corruption's name and files, by severity and in the order of the test images.
 
@@ -33,7 +37,9 @@ def read(
             folder = places[name][0] / str(severity)
             found = {f"{x.parent.name}/{x.stem}": x for x in folder.glob("*/*")}
             if missing := [stem for stem in stems if stem not in found]:
-                raise InputError(f"{folder} lacks {len(missing)} of the test images, first {missing[0]}")
+                raise InputError(
+                    f"{folder} lacks {len(missing)} of the test images, first {missing[0]}"
+                )
             files += [(str(found[stem].relative_to(root)), 0) for stem in stems]
         manifest, unreadable = scan(root, files, name)
         if unreadable:

@@ -81,7 +81,13 @@ class FileSet:
         device: torch.device,
         threads: int | None = None,
     ):
-        self.manifest, self.mean, self.std, self.views, self.center = manifest, mean, std, views, center
+        self.manifest, self.mean, self.std, self.views, self.center = (
+            manifest,
+            mean,
+            std,
+            views,
+            center,
+        )
         self.device = device
         self.labels = torch.from_numpy(manifest.labels).to(device)
         on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -273,7 +279,9 @@ def for_inference(
     """The images as they are, or the centres of files."""
     if isinstance(split, Split):
         return Pixels(split.images, mean, std, device)
-    crops = RandomResizedCrop(center.size, (1.0, 1.0), (1.0, 1.0), False)  # of which none is asked for
+    crops = RandomResizedCrop(
+        center.size, (1.0, 1.0), (1.0, 1.0), False
+    )  # of which none is asked for
     files = FileSet(split, mean, std, crops, center, device)
     return Centers(files, torch.arange(len(split.labels), device=device))
 

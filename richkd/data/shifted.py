@@ -16,9 +16,7 @@ from richkd.data.dataset import Info, Manifest, Split
 from richkd.data.folder import in_folders, say_unreadable, scan, subfolders, wnids
 
 
-def read(
-    path: str | Sequence[str], info: Info, test: Split | Manifest
-) -> Split | Manifest | None:
+def read(path: str | Sequence[str], info: Info, test: Split | Manifest) -> Split | Manifest | None:
     """The set, labelled as the training images; None where it is not there.
 
     InputError where it is no such set, knows other classes, holds what cannot be read, or arrays of

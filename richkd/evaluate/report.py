@@ -86,7 +86,11 @@ def choose_examples(correct: dict[str, np.ndarray], shown: str, reference: str) 
 
 
 def _examples(
-    models: Sequence[str], shown: str, reference: str, test: Split | Manifest, classes: Sequence[str]
+    models: Sequence[str],
+    shown: str,
+    reference: str,
+    test: Split | Manifest,
+    classes: Sequence[str],
 ) -> list[dict[str, Any]]:
     # The first seed's: an example shows one model's answer, not a mean.
     logits = {model: np.load(f"predictions/{model}/test.npy", mmap_mode="r")[0] for model in models}
@@ -152,7 +156,9 @@ def render(p: SimpleNamespace, summary: Summary, params_text: str) -> str:
         results=_results(summary, students),
         columns=[(COLUMNS[metric][0], COLUMNS[metric][3]) for metric in columns(summary)],
         findings=findings(summary, baselines, distilled, info.name),
-        corrupted=_corrupted(models, shown, reference) if "corrupted_top1" in summary["teacher"] else None,
+        corrupted=_corrupted(models, shown, reference)
+        if "corrupted_top1" in summary["teacher"]
+        else None,
         shifted=_shifted(summary),
         before=_before_training(p.fusion.alpha) if images["validation"] else None,
         quadrants=QUADRANTS,

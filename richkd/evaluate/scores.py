@@ -104,7 +104,9 @@ def score(
         shares = [(scores.argmax(-1) == labels).mean(-1) for scores in corrupted[seed]]
         if corruptions:
             result["corrupted_top1"] = float(np.mean(shares))
-        errors = {corruption: 1 - float(share.mean()) for corruption, share in zip(corruptions, shares)}
+        errors = {
+            corruption: 1 - float(share.mean()) for corruption, share in zip(corruptions, shares)
+        }
         if normalised and (error := mce(errors)) is not None:
             result["mce"] = error
         for key, present in classes.items():
@@ -118,5 +120,7 @@ def score(
         ]
     table = pd.DataFrame(rows, columns=["run", "corruption", "severity", "accuracy"])
     with replacing(f"metrics/evaluate/{name}.csv") as part:
-        table.groupby(["corruption", "severity"], sort=False).accuracy.agg(accuracy="mean").to_csv(part)
+        table.groupby(["corruption", "severity"], sort=False).accuracy.agg(accuracy="mean").to_csv(
+            part
+        )
     write_json(f"metrics/evaluate/{name}.json", summarize(results))

@@ -15,4 +15,15 @@ from richkd.losses.rkd import rkd
 from richkd.losses.sp import sp
 from richkd.losses.standardize import standardize
 
-__all__ = ["SHARED_ABOVE", "ContrastiveMemory", "at", "dkd", "kd", "nst", "pkt", "rkd", "sp", "standardize"]
+__all__ = [
+    "SHARED_ABOVE",
+    "ContrastiveMemory",
+    "at",
+    "dkd",
+    "kd",
+    "nst",
+    "pkt",
+    "rkd",
+    "sp",
+    "standardize",
+]

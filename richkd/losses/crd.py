@@ -10,6 +10,8 @@ from richkd.base import distributed
 from richkd.losses.check import check_positive
 
 SHARED_ABOVE = 200_000  # samples; from there on products with the whole bank are most of a step
+
+
 class ContrastiveMemory(nn.Module):
     """Contrastive representation distillation with a memory of all samples.
 

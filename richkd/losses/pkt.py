@@ -1,6 +1,5 @@
 """Probabilistic knowledge transfer."""
 
-
 from richkd.losses.check import check_same
 
 

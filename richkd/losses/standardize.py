@@ -1,7 +1,6 @@
 """Logits with mean 0 and deviation 1."""
 
 
-
 def standardize(logits):
     """Each row with mean 0 and sample standard deviation 1; same shape and dtype.
 

@@ -39,6 +39,8 @@ EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 
 Corruption = Literal[*BENCHMARK, *EXTRA]
+
+
 @section
 class Digits:
     """The embedded data set, composed by `prepare`."""
@@ -121,6 +123,8 @@ class ResizedCrops:
 
 
 Views = PaddedCrops | ResizedCrops
+
+
 @section
 class CorruptionSets:
     names: list_of(Corruption)

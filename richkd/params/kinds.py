@@ -19,6 +19,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+
+
 def _distinct(values: tuple) -> tuple:
     if len(set(values)) < len(values):
         raise ValueError("must not name anything twice")

@@ -62,6 +62,8 @@ class TorchvisionTeacher:
 
 
 Teacher = TrainedTeacher | CheckpointTeacher | MdistillerTeacher | TorchvisionTeacher
+
+
 @section
 class ClipTowers:
     """Small towers for `open_clip.CLIP`: a modified ResNet and a text transformer."""
@@ -93,7 +95,9 @@ class Prompting:
     """How CLIP's text becomes a classifier."""
 
     prompts: Literal["imagenet80"] | Prompts  # the mean over these; imagenet80 are open_clip's
-    logit_scale: Literal["model"] | Annotated[float, Field(gt=0, le=1000)]  # logits are this times the cosine
+    logit_scale: (
+        Literal["model"] | Annotated[float, Field(gt=0, le=1000)]
+    )  # logits are this times the cosine
 
 
 @section
@@ -124,6 +128,8 @@ class CheckpointClip(Prompting):
 
 
 Clip = TrainedClip | PretrainedClip | CheckpointClip
+
+
 @section
 class Cache:
     """Which views each teacher's table holds; a teacher that is `online` has none and runs along."""

@@ -23,6 +23,8 @@ class Training:
 
 Baseline = Literal["ce", "kd"]
 Variant = Literal["L", "F", "LF"]
+
+
 @section
 class Crd:
     """Contrastive representation distillation."""

@@ -153,14 +153,20 @@ class Params:
                         + (", at most 1" if key == "scale" else "")
                     )
             if views.resize < views.size:
-                raise InputError(f"views.resize is {views.resize}: must be at least views.size, {views.size}")
+                raise InputError(
+                    f"views.resize is {views.resize}: must be at least views.size, {views.size}"
+                )
             for name in ("teacher", "clip"):
                 if getattr(self.cache, name) == "all":
-                    raise InputError(f"cache.{name} is 'all': there is no end of views of resized_crop")
+                    raise InputError(
+                        f"cache.{name} is 'all': there is no end of views of resized_crop"
+                    )
         for name, path in self.shifted.items():
             if isinstance(path, str) != files:
                 kind = "a folder" if files else "two .npy files, images and labels"
-                raise InputError(f"shifted.{name} is {path!r}: must be {kind} for {self.dataset.name}")
+                raise InputError(
+                    f"shifted.{name} is {path!r}: must be {kind} for {self.dataset.name}"
+                )
 
 
 def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
@@ -192,4 +198,6 @@ def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
 
 def to_dict(chosen: Any) -> Any:
     """What `load` returned, or parts of it, as plain dicts and lists: to record beside a model."""
-    return json.loads(json.dumps(chosen, default=lambda x: asdict(x) if is_dataclass(x) else vars(x)))
+    return json.loads(
+        json.dumps(chosen, default=lambda x: asdict(x) if is_dataclass(x) else vars(x))
+    )

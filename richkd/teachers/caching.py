@@ -103,7 +103,10 @@ def _rows(
         values, classes = logits.topk(top_k, dim=1)
         rest = logits.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
         rest = rest - math.log(logits.shape[1] - top_k)
-        rows |= {"logits": torch.cat([values, rest], 1), "classes": classes.to(_index(logits.shape[1]))}
+        rows |= {
+            "logits": torch.cat([values, rest], 1),
+            "classes": classes.to(_index(logits.shape[1])),
+        }
     sent = {
         name: (x.half() if x.is_floating_point() else x).to("cpu", non_blocking=True)
         for name, x in rows.items()

@@ -60,7 +60,9 @@ def place(
     return Table(**parts, num_classes=num_classes)
 
 
-def identity(model: Path, views: ViewSet, held: str, top_k: int | None, **more: Any) -> dict[str, Any]:
+def identity(
+    model: Path, views: ViewSet, held: str, top_k: int | None, **more: Any
+) -> dict[str, Any]:
     """What a cache is made from: by name, what makes it useless when it changes.
 
     `model` is the path of the teacher's weights without its suffix, `held` is `all`, `center` or
@@ -70,7 +72,9 @@ def identity(model: Path, views: ViewSet, held: str, top_k: int | None, **more: 
     return {
         "data set": sha256(TRAIN),
         "teacher": sha256(f"{model}.safetensors"),
-        "input of the teacher": {key: record.get(key) for key in ("mean", "std", "center", "input")},
+        "input of the teacher": {
+            key: record.get(key) for key in ("mean", "std", "center", "input")
+        },
         "set of views": {**views.described, "held": held},
         "top k": top_k,
         **{name.replace("_", " "): value for name, value in more.items()},

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 
 AHEAD = 4  # batches gathered while the device works on the one before
+
+
 class Table:
     """A cache that lies whole on the device; on a CPU, mapped from the disk."""
 

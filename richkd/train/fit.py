@@ -198,7 +198,9 @@ class Run:
         self.history.append({"epoch": epoch + 1, **dict(zip(self.names, means))})
         row, epochs = self.history[-1], self.training.epochs
         if not math.isfinite(row["loss"]):
-            raise InputError(f"{self.title}: the loss is {row['loss']} in epoch {epoch + 1}: lower lr")
+            raise InputError(
+                f"{self.title}: the loss is {row['loss']} in epoch {epoch + 1}: lower lr"
+            )
         if distributed.rank() > 0:
             return
         due = (epoch + 1) % max(1, epochs // VALIDATIONS) == 0 or epoch + 1 == epochs

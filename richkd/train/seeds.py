@@ -36,7 +36,9 @@ class TrainingData:
         self.runtime = runtime
         self.info: Info = load_info("data/info.json")
         self.center = Center.of(views)
-        train, validation = (load_split(f"data/{name}.safetensors") for name in ("train", "validation"))
+        train, validation = (
+            load_split(f"data/{name}.safetensors") for name in ("train", "validation")
+        )
         look = self.info.mean, self.info.std
         self.train = imagesets.for_training(train, *look, views, self.center, self.device)
         self.validation = (
@@ -67,7 +69,9 @@ def train_seeds(
     first = distributed.rank() == 0
     checkpoints, curves, results = [], [], {}
     if first:
-        shutil.rmtree(f"models/{name}", ignore_errors=True)  # no seeds of an earlier run stay behind
+        shutil.rmtree(
+            f"models/{name}", ignore_errors=True
+        )  # no seeds of an earlier run stay behind
     at_once = data.runtime.seeds_at_once
     for group in (seeds[i : i + at_once] for i in range(0, len(seeds), at_once)):
         runs = []
@@ -96,7 +100,9 @@ def train_seeds(
         for run in runs if first else ():
             checkpoints.append(run.checkpoint)
             last = run.history[-1]
-            result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}
+            result = {
+                key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last
+            }
             results[f"seed{run.seed}"] = result
             curves.append(pd.DataFrame(run.history).assign(seed=run.seed))
             record = {

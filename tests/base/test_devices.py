@@ -85,7 +85,9 @@ def three_gpus(monkeypatch):
     """As torch would say it of three, of which this process sets one as its own."""
     current = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties(f"gpu-{index}"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: Properties(f"gpu-{index}")
+    )
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     return current
 

@@ -110,7 +110,9 @@ def test_class_embeddings_are_the_normalised_mean_over_prompts():
 
 def zero_shot(seed=0, scale=20.0):
     model = towers(seed).eval()
-    classifier = clip.class_embeddings(model, clip.tokenizer(CONFIG), CLASSES, ["a photo of {}", "{}"])
+    classifier = clip.class_embeddings(
+        model, clip.tokenizer(CONFIG), CLASSES, ["a photo of {}", "{}"]
+    )
     return clip.ZeroShot(model, classifier, scale, INPUT).eval()
 
 
@@ -236,7 +238,13 @@ def tiny(tmp_path_factory):
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 1,
+            "layers": 1,
+        },
     }
     (folder / "tiny.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
@@ -259,7 +267,9 @@ def same_classifier(actual, expected):
     pixels = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         texts = clip.tokenizer("tiny")(CLASSES)
-        torch.testing.assert_close(actual.eval().encode_image(pixels), expected.encode_image(pixels))
+        torch.testing.assert_close(
+            actual.eval().encode_image(pixels), expected.encode_image(pixels)
+        )
         torch.testing.assert_close(actual.encode_text(texts), expected.encode_text(texts))
 
 
@@ -356,16 +366,20 @@ def test_local_checkpoints_that_do_not_fit_are_one_line(tiny, published, tmp_pat
     torch.save({"state_dict": state, "evil": evil}, tmp_path / "evil.pt")
     reasons = {
         "other.pt": "size mismatch for text_projection",
-        "less.pt": "Missing key.* \"text_projection\"",
+        "less.pt": 'Missing key.* "text_projection"',
         "cut.pt": "",
         "evil.pt": "Weights only load failed",
         "absent.pt": "No such file",
     }
     for file, reason in reasons.items():
-        with pytest.raises(InputError, match=f"{file} holds no weights of tiny: .*{reason}") as caught:
+        with pytest.raises(
+            InputError, match=f"{file} holds no weights of tiny: .*{reason}"
+        ) as caught:
             clip.from_checkpoint(tiny, "ours", tmp_path / file)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="clip.model is 'huge': must be one of open_clip.list_models"):
+    with pytest.raises(
+        InputError, match="clip.model is 'huge': must be one of open_clip.list_models"
+    ):
         clip.from_checkpoint("huge", None, tmp_path / "tiny.pt")
 
 

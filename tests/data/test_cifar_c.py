@@ -36,9 +36,7 @@ def write(request, tmp_path):
     """Writes arrays, or bytes, in one of the forms they come in; returns its path."""
 
     def write(arrays):
-        files = {
-            f"{name}.npy": x if isinstance(x, bytes) else npy(x) for name, x in arrays.items()
-        }
+        files = {f"{name}.npy": x if isinstance(x, bytes) else npy(x) for name, x in arrays.items()}
         if "folder" in request.param:
             inner = tmp_path / "CIFAR-100-C" if request.param == "inner folder" else tmp_path
             inner.mkdir(exist_ok=True)

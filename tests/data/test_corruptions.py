@@ -240,14 +240,20 @@ def test_small_images(name, n, constants):
     level=st.sampled_from([None, 0, 1, 255]),
 )
 def test_any_size_and_content(name, severity, seed, constants, n, height, width, level):
-    clean = images(n, height, width) if level is None else np.full((n, height, width, 3), level, np.uint8)
+    clean = (
+        images(n, height, width)
+        if level is None
+        else np.full((n, height, width, 3), level, np.uint8)
+    )
     with np.errstate(all="raise", under="ignore"):
         result = corrupt(clean, name, severity, seed, constants)
     assert result.shape == clean.shape and result.dtype == np.uint8
 
 
 @pytest.mark.parametrize("constants", CONSTANTS)
-@pytest.mark.parametrize("name", ["defocus_blur", "zoom_blur", "glass_blur", "elastic_transform", "motion_blur"])
+@pytest.mark.parametrize(
+    "name", ["defocus_blur", "zoom_blur", "glass_blur", "elastic_transform", "motion_blur"]
+)
 def test_blurs_and_warps_keep_a_flat_image(name, constants):
     flat = np.full((2, 20, 33, 3), 77, np.uint8)
     assert np.abs(corrupt(flat, name, 5, 0, constants).astype(int) - 77).max() <= 1
@@ -289,7 +295,9 @@ def test_imagenet_severity_grows_the_change(name):
 
 def test_imagenet_gaussian_noise():
     grey = np.full((4, 64, 64, 3), 128, np.uint8)
-    assert corrupt(grey, "gaussian_noise", 1, 0, "imagenet").std() == pytest.approx(0.08 * 255, rel=0.02)
+    assert corrupt(grey, "gaussian_noise", 1, 0, "imagenet").std() == pytest.approx(
+        0.08 * 255, rel=0.02
+    )
 
 
 def test_imagenet_contrast():
@@ -350,7 +358,9 @@ def test_imagenet_defocus_blur(severity, side, total):
     """The kernel of a disk and, where it has room, a blurred rim; elsewhere the rim adds to the sum."""
     spot = np.zeros((1, 64, 64, 3), np.float32)
     spot[:, 32, 32] = 1
-    kernel = defocus_blur(spot, None, *CONSTANTS["imagenet"]["defocus_blur"][severity - 1])[0, :, :, 0]
+    kernel = defocus_blur(spot, None, *CONSTANTS["imagenet"]["defocus_blur"][severity - 1])[
+        0, :, :, 0
+    ]
     assert kernel.sum() == pytest.approx(total, abs=0.0005)
     rows = (kernel > 0).any(1).nonzero()[0]
     assert (rows[0], rows[-1]) == (32 - side // 2, 32 + side // 2)
@@ -377,7 +387,10 @@ def test_imagenet_glass_blur(severity):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("gaussian", 1, 0), "unknown corruption 'gaussian', allowed: gaussian_noise, .*, saturate"),
+        (
+            ("gaussian", 1, 0),
+            "unknown corruption 'gaussian', allowed: gaussian_noise, .*, saturate",
+        ),
         (("fog", 0, 0), "severity must be 1, 2, 3, 4 or 5, got 0"),
         (("fog", 6, 0), "severity must be 1, 2, 3, 4 or 5, got 6"),
         (("fog", "3", 0), "severity must be 1, 2, 3, 4 or 5, got '3'"),

@@ -31,7 +31,9 @@ ALL = {
 
 def imagenet(root, **changes):
     """The section of params for these classes."""
-    return params.ImageNet(**ALL | {"name": "imagenet", "root": str(root), "classes": tuple(WNIDS)} | changes)
+    return params.ImageNet(
+        **ALL | {"name": "imagenet", "root": str(root), "classes": tuple(WNIDS)} | changes
+    )
 
 
 def own(root, **changes):
@@ -73,7 +75,10 @@ def test_a_tree_as_splits(odd, capsys):
     assert info.folders == WNIDS and info.name == "imagenet"
     cut_off = f"train/{WNIDS[0]}/{WNIDS[0]}_4.JPEG"
     assert info.unreadable == [cut_off]
-    assert f"1 files below {odd} cannot be read: {cut_off}; they are left out" in capsys.readouterr().out
+    assert (
+        f"1 files below {odd} cannot be read: {cut_off}; they are left out"
+        in capsys.readouterr().out
+    )
     for split in splits.values():
         assert split.root == str(odd) and cut_off not in split.paths
         assert [Path(path).parent.name for path in split.paths] == [WNIDS[x] for x in split.labels]
@@ -95,7 +100,9 @@ def test_files_are_in_order_and_the_same_each_time(odd):
 def test_the_order_in_params_does_not_matter(odd):
     splits, info = folder.prepare(imagenet(odd, unreadable=1, classes=tuple(WNIDS[2:0:-1])))
     assert info.folders == WNIDS[1:3]
-    assert [Path(path).parent.name for path in splits["test"].paths] == [WNIDS[1]] * VAL + [WNIDS[2]] * VAL
+    assert [Path(path).parent.name for path in splits["test"].paths] == [WNIDS[1]] * VAL + [
+        WNIDS[2]
+    ] * VAL
 
 
 def test_sizes_and_kinds_are_those_of_the_decoded_images(odd):
@@ -104,7 +111,9 @@ def test_sizes_and_kinds_are_those_of_the_decoded_images(odd):
     for path, size, length, plain in zip(train.paths, train.sizes, train.bytes, train.plain):
         with Image.open(odd / path) as image:
             assert ImageOps.exif_transpose(image).size == tuple(size)
-            assert plain == (image.format == "JPEG" and image.mode in "RGBL" and not image.getexif())
+            assert plain == (
+                image.format == "JPEG" and image.mode in "RGBL" and not image.getexif()
+            )
             kinds[Path(path).stem] = (image.format, image.mode, bool(plain))
         assert decode(odd / path).shape == (3, size[1], size[0])
         assert (odd / path).stat().st_size == length
@@ -137,7 +146,9 @@ def test_two_thousand_files_of_all_thousand_classes(tmp_path):
             (tmp_path / part / wnid).mkdir(parents=True)
             os.link(sources[number % 10], tmp_path / part / wnid / f"{part}_{number}.JPEG")
     began = time.monotonic()
-    splits, info = folder.prepare(imagenet(tmp_path, classes="all", expect_train=1000, expect_val=1000))
+    splits, info = folder.prepare(
+        imagenet(tmp_path, classes="all", expect_train=1000, expect_val=1000)
+    )
     print(f"2,000 files in {time.monotonic() - began:.1f} s")
     assert tuple(info.classes) == open_clip.IMAGENET_CLASSNAMES and info.folders == folder.wnids()
     for name in ("train", "test"):
@@ -159,7 +170,9 @@ def test_the_first_ten_of_many_are_named(tree):
     for path in (tree / "val").glob("*/*"):
         path.write_bytes(b"")
     said = refusal(imagenet(tree, unreadable=11))
-    assert said.startswith(f"12 files below {tree} cannot be read: val/{WNIDS[0]}/{WNIDS[0]}_0.JPEG, ")
+    assert said.startswith(
+        f"12 files below {tree} cannot be read: val/{WNIDS[0]}/{WNIDS[0]}_0.JPEG, "
+    )
     assert said.endswith(", ...; dataset.unreadable allows 11") and said.count(".JPEG") == 10
 
 
@@ -324,14 +337,22 @@ def flat(tree):
 
 
 def by_content(split):
-    return {(Path(split.root) / path).read_bytes(): label for path, label in zip(split.paths, split.labels)}
+    return {
+        (Path(split.root) / path).read_bytes(): label
+        for path, label in zip(split.paths, split.labels)
+    }
 
 
 def test_flat_validation_is_that_in_folders(odd, flat):
-    expected, (splits, info) = folder.prepare(imagenet(odd, unreadable=1)), folder.prepare(imagenet(flat))
+    expected, (splits, info) = (
+        folder.prepare(imagenet(odd, unreadable=1)),
+        folder.prepare(imagenet(flat)),
+    )
     assert by_content(splits["test"]) == by_content(expected[0]["test"])
     assert info.classes == expected[1].classes
-    assert splits["test"].paths == [f"val/ILSVRC2012_val_{i:08}.JPEG" for i in range(1, 4 * VAL + 1)]
+    assert splits["test"].paths == [
+        f"val/ILSVRC2012_val_{i:08}.JPEG" for i in range(1, 4 * VAL + 1)
+    ]
     assert len(set(splits["test"].labels.tolist())) == 4
 
 
@@ -362,7 +383,9 @@ def mat(**content):
 )
 def test_a_broken_devkit_is_one_line(flat, content):
     (flat / KIT / "meta.mat").write_bytes(content)
-    assert refusal(imagenet(flat)).startswith(f"{flat / KIT} is not ImageNet's devkit, or not whole: ")
+    assert refusal(imagenet(flat)).startswith(
+        f"{flat / KIT} is not ImageNet's devkit, or not whole: "
+    )
 
 
 def test_a_devkit_that_ends_anywhere_is_one_line(flat):
@@ -377,7 +400,9 @@ def test_a_devkit_that_ends_anywhere_is_one_line(flat):
 @pytest.mark.parametrize("text", [b"1\nx\n", b"1\n99\n", b"5\n", b"\xff\xfe"])
 def test_a_broken_ground_truth_is_one_line(flat, text):
     (flat / TRUTH).write_bytes(text)  # synset 5 is no class, 99 unknown
-    assert refusal(imagenet(flat)).startswith(f"{flat / KIT} is not ImageNet's devkit, or not whole: ")
+    assert refusal(imagenet(flat)).startswith(
+        f"{flat / KIT} is not ImageNet's devkit, or not whole: "
+    )
 
 
 def test_an_image_without_ground_truth_is_named(flat):
@@ -407,7 +432,9 @@ def test_without_images_or_devkit_both_are_asked_for(flat, gone):
 
 @pytest.fixture
 def pets(tmp_path):
-    return trees.imagenet(tmp_path / "pets", 2, 2, ["tabby_cat", "dog", "red panda"], oddities=False)
+    return trees.imagenet(
+        tmp_path / "pets", 2, 2, ["tabby_cat", "dog", "red panda"], oddities=False
+    )
 
 
 def test_folders_give_their_own_names(pets):
@@ -419,7 +446,9 @@ def test_folders_give_their_own_names(pets):
 
 def test_a_file_gives_names(pets, tmp_path):
     names = tmp_path / "names.json"
-    names.write_text(json.dumps({"dog": "a dog", "tabby_cat": "Katze", "red panda": "パンダ", "emu": "x"}))
+    names.write_text(
+        json.dumps({"dog": "a dog", "tabby_cat": "Katze", "red panda": "パンダ", "emu": "x"})
+    )
     assert folder.prepare(own(pets, names=str(names)))[1].classes == ["a dog", "パンダ", "Katze"]
     some = own(pets, names=str(names), classes=("tabby_cat", "dog"))
     assert folder.prepare(some)[1].classes == ["a dog", "Katze"]
@@ -430,7 +459,10 @@ def test_a_file_gives_names(pets, tmp_path):
     [
         ('{"dog": "a", "tabby_cat": "b"}', "has no name for the class 'red panda'"),
         ('["dog", "cat", "panda"]', "must hold one JSON object: a name for each folder"),
-        ('{"dog": 1, "tabby_cat": "b", "red panda": "c"}', "must hold one JSON object: a name for each folder"),
+        (
+            '{"dog": 1, "tabby_cat": "b", "red panda": "c"}',
+            "must hold one JSON object: a name for each folder",
+        ),
         ('{"dog": ', "is not whole: Expecting value: line 1 column 9 (char 8)"),
     ],
 )

@@ -65,7 +65,9 @@ def test_images_of_flat_validation_are_found(published, test_images):
     """Their names are all that a file has in common: their folders are those of the classes."""
     flat = test_images._replace(paths=[f"val/{Path(path).name}" for path in test_images.paths])
     found, expected = (dict(read(published, x)) for x in (flat, test_images))
-    assert {name: x.paths for name, x in found.items()} == {name: x.paths for name, x in expected.items()}
+    assert {name: x.paths for name, x in found.items()} == {
+        name: x.paths for name, x in expected.items()
+    }
 
 
 def test_the_ending_may_be_another(published, test_images):

@@ -32,7 +32,9 @@ CROPS = RandomResizedCrop(32, (0.3, 1.0), (3 / 4, 4 / 3), flip=True)
 def manifest(tmp_path_factory):
     """Eleven readable files, the first four odd."""
     root = trees.imagenet(tmp_path_factory.mktemp("tree"), 6, 1, trees.WNIDS[:2])
-    found, unreadable = folder.scan(root, folder.in_folders(root / "train", trees.WNIDS[:2]), "train")
+    found, unreadable = folder.scan(
+        root, folder.in_folders(root / "train", trees.WNIDS[:2]), "train"
+    )
     assert len(found.labels) == 11 and len(unreadable) == 1
     return found
 
@@ -119,7 +121,9 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, content):
     with pytest.raises(InputError) as caught:
         decode(path)
     done = "read" if not content else "decoded"
-    assert str(caught.value).startswith(f"{path} cannot be {done}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path} cannot be {done}: ") and "\n" not in str(
+        caught.value
+    )
 
 
 # --- cutting ------------------------------------------------------------------------------------
@@ -161,7 +165,9 @@ def test_crops_are_their_box_resized(manifest):
     for number in range(11):
         image = image_of(manifest, number)
         top, left, h, w, mirrored = CROPS.box(3, number, image.shape[2], image.shape[1])
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + w, top + h))
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).crop(
+            (left, top, left + w, top + h)
+        )
         expected = picture.resize((32, 32), Image.Resampling.BILINEAR)
         if mirrored:
             expected = ImageOps.mirror(expected)
@@ -270,7 +276,11 @@ def test_runs_side_by_side_have_their_own_batches(manifest):
 
 def test_a_broken_file_surfaces_where_its_batch_begins(manifest, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    paths = [*manifest.paths[:5], os.path.relpath(tmp_path / "cut.jpg", manifest.root), *manifest.paths[6:]]
+    paths = [
+        *manifest.paths[:5],
+        os.path.relpath(tmp_path / "cut.jpg", manifest.root),
+        *manifest.paths[6:],
+    ]
     data = file_set(manifest._replace(paths=paths))
     batches = [(torch.tensor([i]), torch.tensor([2])) for i in (4, 5, 6)]
     data.start(batches)
@@ -281,7 +291,9 @@ def test_a_broken_file_surfaces_where_its_batch_begins(manifest, tmp_path):
 
 def test_the_centres_resize_may_be_large(manifest):
     """Images smaller than the crop are made larger, as torchvision does."""
-    large = FileSet(manifest, MEAN, STD, RandomResizedCrop(200, (1, 1), (1, 1), False), Center(210, 200), CPU)
+    large = FileSet(
+        manifest, MEAN, STD, RandomResizedCrop(200, (1, 1), (1, 1), False), Center(210, 200), CPU
+    )
     (found,) = epoch(large, [(torch.tensor([0]), torch.tensor([-1]))])
     assert found.shape == (1, 3, 200, 200)
 
@@ -307,7 +319,9 @@ def inputs(request, arrays, manifest, tmp_path):
     if request.param == "files":
         numbers = torch.arange(11)
         batches = [(numbers, torch.full_like(numbers, -1))]
-        return imagesets.for_inference(manifest, MEAN, STD, CENTER, CPU), plain(manifest, batches)[0]
+        return imagesets.for_inference(manifest, MEAN, STD, CENTER, CPU), plain(manifest, batches)[
+            0
+        ]
     tensor = to_input(arrays.images, MEAN, STD, CPU)
     if request.param == "arrays":
         return imagesets.for_inference(arrays, MEAN, STD, None, CPU), tensor
@@ -322,7 +336,9 @@ def test_they_stand_for_a_tensor(inputs):
     assert found.new_zeros(1, 2, 3).shape == (1, 2, 3)
     for batch_size in (1, 4, 11, 100):
         batches = [batch.clone() for batch in found.split(batch_size)]
-        assert [len(batch) for batch in batches] == [len(batch) for batch in tensor.split(batch_size)]
+        assert [len(batch) for batch in batches] == [
+            len(batch) for batch in tensor.split(batch_size)
+        ]
         torch.testing.assert_close(torch.cat(batches), tensor, rtol=0, atol=0)
     for part in (torch.tensor([7, 0, 7]), slice(2, 5)):
         assert torch.equal(torch.cat([x.clone() for x in found[part].split(2)]), tensor[part])
@@ -356,7 +372,12 @@ def test_two_processes_share_the_predictions(inputs, network, monkeypatch, count
 def test_training_takes_what_the_images_are(arrays, manifest):
     padded = params.PaddedCrops(augmentation="padded_crop", pad=1, flip=False)
     crops = params.ResizedCrops(
-        augmentation="resized_crop", size=32, resize=40, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), flip=True
+        augmentation="resized_crop",
+        size=32,
+        resize=40,
+        scale=(0.3, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        flip=True,
     )
     resident = imagesets.for_training(arrays, MEAN, STD, padded, None, CPU)
     assert isinstance(resident, ResidentSet) and len(resident.views) == 9

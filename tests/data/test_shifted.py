@@ -57,7 +57,9 @@ def test_some_classes_by_their_folders(tmp_path, capsys):
 
 def test_classes_by_their_numbers(tmp_path, capsys):
     """As ImageNet-V2, where 10 comes before 2."""
-    trees.shifted(tmp_path / "v2", {numbered(wnid): i for i, wnid in enumerate(CLASSES)} | {"999": 0, "17": 1})
+    trees.shifted(
+        tmp_path / "v2", {numbered(wnid): i for i, wnid in enumerate(CLASSES)} | {"999": 0, "17": 1}
+    )
     found = read(str(tmp_path / "v2"), FILES)
     names = [Path(path).parent.name for path in found.paths]
     assert names == sorted(names) and len(names) == 12
@@ -101,7 +103,9 @@ def test_a_broken_file_is_named(tmp_path):
 
 def test_a_class_without_images_is_named(tmp_path):
     (tmp_path / "r" / CLASSES[0]).mkdir(parents=True)
-    assert refusal(str(tmp_path / "r"), FILES).startswith(f"{tmp_path}/r/{CLASSES[0]} holds no image")
+    assert refusal(str(tmp_path / "r"), FILES).startswith(
+        f"{tmp_path}/r/{CLASSES[0]} holds no image"
+    )
 
 
 def test_what_is_not_there_is_none(tmp_path):
@@ -175,10 +179,19 @@ def test_other_arrays_are_refused(pair, images, labels, said):
     assert refusal(paths, ARRAYS) == said.format(*paths)
 
 
-BROKEN = [b"", npy(LABELS)[:20], npy(LABELS)[:-1], npz(LABELS), b"text" * 99, npy(LABELS).replace(b"}", b"(")]
+BROKEN = [
+    b"",
+    npy(LABELS)[:20],
+    npy(LABELS)[:-1],
+    npz(LABELS),
+    b"text" * 99,
+    npy(LABELS).replace(b"}", b"("),
+]
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=["empty", "header", "cut off", "npz", "text", "no header"])
+@pytest.mark.parametrize(
+    "broken", BROKEN, ids=["empty", "header", "cut off", "npz", "text", "no header"]
+)
 def test_broken_arrays_are_refused(pair, broken):
     for contents in ((broken, LABELS), (IMAGES, broken)):
         images, labels = pair(*contents)

@@ -173,7 +173,9 @@ def test_neither_images_nor_epochs_in_a_row_are_related():
     """Areas, mirrors and places of an image, of the next one, and of the same in the next epoch."""
     seed = 3 * 1_000_003  # as richkd.fit makes it of the third seed
     now, later = (boxes(seed + epoch, 2001, 500, 375) for epoch in (0, 1))
-    features = [np.column_stack([x[:, 2] * x[:, 3], x[:, 4], x[:, 0], x[:, 1]]) for x in (now, later)]
+    features = [
+        np.column_stack([x[:, 2] * x[:, 3], x[:, 4], x[:, 0], x[:, 1]]) for x in (now, later)
+    ]
     for a, b in ((features[0][:-1], features[0][1:]), features):
         assert all(pearsonr(a[:, i], b[:, i]).pvalue > 1e-3 for i in range(4))
 
@@ -217,12 +219,22 @@ def test_the_centre_has_no_box():
 
 
 def test_what_tells_crops_from_others():
-    assert CROPS.described == {"size": 224, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": True}
+    assert CROPS.described == {
+        "size": 224,
+        "scale": (0.08, 1.0),
+        "ratio": (3 / 4, 4 / 3),
+        "flip": True,
+    }
 
 
 def test_the_centre_of_each_augmentation():
     crops = params.ResizedCrops(
-        augmentation="resized_crop", size=48, resize=56, scale=(0.1, 1.0), ratio=(0.5, 2.0), flip=True
+        augmentation="resized_crop",
+        size=48,
+        resize=56,
+        scale=(0.1, 1.0),
+        ratio=(0.5, 2.0),
+        flip=True,
     )
     assert Center.of(crops) == (56, 48, "bilinear")
     assert Center.of(params.PaddedCrops(augmentation="padded_crop", pad=4, flip=True)) is None

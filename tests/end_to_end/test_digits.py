@@ -112,7 +112,11 @@ def test_one_of_two_processes_dies(reproduced: Path, tmp_path: Path, monkeypatch
     ("processes", "batch_size", "said"),
     [
         ("two", 16, "error: RICHKD_PROCESSES is 'two': must be a number of processes"),
-        ("2", -1, "error: params.yaml: student.batch_size is -1: should be greater than or equal to 2"),
+        (
+            "2",
+            -1,
+            "error: params.yaml: student.batch_size is -1: should be greater than or equal to 2",
+        ),
     ],
 )
 def test_a_wrong_start_of_several_is_one_line(
@@ -168,7 +172,9 @@ def test_a_sweep_runs_what_follows_from_alpha_and_takes_the_rest(
     for job, _ in jobs:
         log = command(committed, "dvc", "queue", "logs", job)
         assert stages_run(log) == FOLLOW_FROM_ALPHA
-        assert {"cache@teacher", "cache@clip"} <= set(re.findall(r"Stage '(.+?)' didn't change", log))
+        assert {"cache@teacher", "cache@clip"} <= set(
+            re.findall(r"Stage '(.+?)' didn't change", log)
+        )
     command(committed, "dvc", "exp", "apply", jobs[0][1])
     changed = {path for path, hash in students(committed).items() if hash != unbroken[path]}
     assert changed == {f"models/LF/seed{seed}.safetensors" for seed in (0, 1)}
@@ -302,7 +308,9 @@ def test_cifar100_from_the_web(tmp_path: Path, official, server, monkeypatch) ->
         tar.addfile(member, weights)
     urls = [
         server.url("/gone.tar.gz", Answer(status=404)),
-        server.url("/c.tar.gz", Answer(body=archive, sends=len(archive) // 2), Answer(body=archive)),
+        server.url(
+            "/c.tar.gz", Answer(body=archive, sends=len(archive) // 2), Answer(body=archive)
+        ),
     ]
 
     folder = clone(tmp_path / "clone")

@@ -66,7 +66,13 @@ def test_from_files_to_report(alone: Path) -> None:
     summary = json.loads((alone / "metrics/summary.json").read_text())
     assert set(summary) == {"teacher", "clip", "fused", "kd", "LF"}
     for values in summary.values():
-        assert {"top1", "corrupted_top1", "ece", "shifted_imagenet_v2", "shifted_imagenet_r"} <= set(values)
+        assert {
+            "top1",
+            "corrupted_top1",
+            "ece",
+            "shifted_imagenet_v2",
+            "shifted_imagenet_r",
+        } <= set(values)
         assert "shifted_imagenet_a" not in values
         assert "mce" not in values  # two corruptions and one severity are not the benchmark
     assert summary["clip"]["top1"] > 0.15  # chance is 0.05
@@ -77,7 +83,9 @@ def test_from_files_to_report(alone: Path) -> None:
     assert tables == {"cache.json", "validation.npy"}  # it runs along
 
 
-def test_two_processes_give_the_same_and_go_on_when_one_dies(alone: Path, copy: Path, monkeypatch) -> None:
+def test_two_processes_give_the_same_and_go_on_when_one_dies(
+    alone: Path, copy: Path, monkeypatch
+) -> None:
     monkeypatch.setitem(ENVIRONMENT, "RICHKD_LAUNCH", f"{TORCHRUN} --max-restarts 1")
     for made, *words in (
         ("data", "stages.prepare"),

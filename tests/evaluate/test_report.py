@@ -485,12 +485,18 @@ def test_mean_corruption_error_has_a_column(imagenet):
     expected = np.mean([(1 - grid[name]) / error for name, error in ALEXNET.items()])
     assert summary["kd"]["mce"] == pytest.approx(expected)
     assert "mce_sd" in summary["kd"] and "mce_sd" not in summary["teacher"]
-    assert "mCE, % ↓" in said(page) and "each corruption’s divided by AlexNet’s published one" in said(page)
-    best = min((summary[name] for name in ("ce", "kd", "L", "LF")), key=lambda values: values["mce"])
+    assert "mCE, % ↓" in said(
+        page
+    ) and "each corruption’s divided by AlexNet’s published one" in said(page)
+    best = min(
+        (summary[name] for name in ("ce", "kd", "L", "LF")), key=lambda values: values["mce"]
+    )
     assert f"<strong>{spread(best, 'mce')}</strong>" in (imagenet / "report/index.html").read_text()
     assert "published ImageNet-C, a local copy." in said(page)
     assert "Students learned from the 5 largest logits" in said(page)
-    assert list(pd.read_csv(imagenet / "metrics/summary.csv").mce) == [x["mce"] for x in summary.values()]
+    assert list(pd.read_csv(imagenet / "metrics/summary.csv").mce) == [
+        x["mce"] for x in summary.values()
+    ]
 
 
 def test_further_test_sets_have_a_table(imagenet):
@@ -504,7 +510,9 @@ def test_further_test_sets_have_a_table(imagenet):
         assert f"{name}{counts}{''.join(cells)}".replace(" ", "") in table
     assert "imagenet_a was not run: nothing is at <x>." in text
     assert not any("imagenet_a" in key for values in summary.values() for key in values)
-    assert "shifted_imagenet_r_sd" in summary["LF"] and "shifted_imagenet_r_sd" not in summary["clip"]
+    assert (
+        "shifted_imagenet_r_sd" in summary["LF"] and "shifted_imagenet_r_sd" not in summary["clip"]
+    )
 
 
 def test_files_that_cannot_be_read_are_named_up_to_ten(imagenet):
@@ -526,7 +534,9 @@ def test_examples_are_pictures_of_the_files(imagenet, monkeypatch):
         assert attributes["src"] == report.picture_uri(test, index)
     sizes = []
     for index in (0, 1, 2):
-        picture = Image.open(io.BytesIO(base64.b64decode(report.picture_uri(test, index).split(",")[1])))
+        picture = Image.open(
+            io.BytesIO(base64.b64decode(report.picture_uri(test, index).split(",")[1]))
+        )
         assert picture.mode == "RGB"
         sizes.append(picture.size)
         with Image.open(test.root + "/" + test.paths[index]) as image:
@@ -548,7 +558,9 @@ def test_without_corrupted_images_nothing_is_said_of_them(here, seeds):
     assert "Shifted test sets" not in text and "cannot be read" not in text
     assert not any("corrupted" in attributes.get("alt", "") for _, attributes in page.tags)
     summary = json.loads(Path("metrics/summary.json").read_text())
-    assert not any("corrupted" in key or key == "mce" for values in summary.values() for key in values)
+    assert not any(
+        "corrupted" in key or key == "mce" for values in summary.values() for key in values
+    )
     assert "ece" in summary["LF"] and "top1" in summary["LF"]
     against = "L against kd: " + signed(100 * (summary["L"]["top1"] - summary["kd"]["top1"]))
     assert f"{against} points on clean images" in text

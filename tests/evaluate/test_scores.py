@@ -74,7 +74,9 @@ def test_mean_corruption_error_by_hand():
     # Each corruption counts alike, whatever AlexNet's error is.
     assert mce(halved | {"brightness": 0.564592}) == pytest.approx((14 * 0.5 + 1) / 15)
     assert mce(halved | {"speckle_noise": 0.9}) == pytest.approx(0.5)
-    assert mce(dict.fromkeys(ALEXNET, 0.3)) == pytest.approx(np.mean([0.3 / x for x in ALEXNET.values()]))
+    assert mce(dict.fromkeys(ALEXNET, 0.3)) == pytest.approx(
+        np.mean([0.3 / x for x in ALEXNET.values()])
+    )
 
 
 @pytest.mark.parametrize("missing", ["fog", "jpeg_compression"])
@@ -178,8 +180,12 @@ def test_shifted_sets_are_scored_among_their_classes(there):
             "r": {"images": 4, "classes": [1, 2]},
         },
     )
-    save_split(SHIFTED / "v2.safetensors", Split(np.zeros((3, 2, 2, 3), np.uint8), np.array([0, 1, 2])))
-    save_split(SHIFTED / "r.safetensors", Split(np.zeros((4, 2, 2, 3), np.uint8), np.array([1, 1, 2, 2])))
+    save_split(
+        SHIFTED / "v2.safetensors", Split(np.zeros((3, 2, 2, 3), np.uint8), np.array([0, 1, 2]))
+    )
+    save_split(
+        SHIFTED / "r.safetensors", Split(np.zeros((4, 2, 2, 3), np.uint8), np.array([1, 1, 2, 2]))
+    )
     write_array("predictions/x/test.npy", one_hot(np.zeros((2, 1), int), 3))
     write_array("predictions/x/corrupted.npy", np.empty((2, 0, 1, 1, 3), np.float16))
     write_array("predictions/x/shifted/v2.npy", one_hot(np.array([[0, 1, 1], [0, 1, 2]]), 3))
@@ -188,7 +194,9 @@ def test_shifted_sets_are_scored_among_their_classes(there):
     score("x", np.array([0]), [], [1])
     metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
     assert list(metrics) == ["top1", "top5", "shifted_v2", "shifted_r"]
-    assert metrics["shifted_v2"]["run0"] == pytest.approx(2 / 3) and metrics["shifted_v2"]["run1"] == 1
+    assert (
+        metrics["shifted_v2"]["run0"] == pytest.approx(2 / 3) and metrics["shifted_v2"]["run1"] == 1
+    )
     assert (metrics["shifted_r"]["run0"], metrics["shifted_r"]["run1"]) == (0.5, 0.75)
 
 
@@ -203,7 +211,9 @@ def test_shifted_sets_are_scored_among_their_classes(there):
     ],
     ids=["all", "in another order", "of other images", "some severities", "some corruptions"],
 )
-def test_mean_corruption_error_of_the_whole_benchmark_alone(there, names, severities, imagenet, there_is):
+def test_mean_corruption_error_of_the_whole_benchmark_alone(
+    there, names, severities, imagenet, there_is
+):
     labels = np.zeros(4, int)
     answers = np.zeros((2, len(names), len(severities), 4), int)
     answers[0, names.index("fog"), :, :2] = 1  # run 0 errs on half of the foggy images

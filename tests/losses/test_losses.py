@@ -362,7 +362,9 @@ def test_shared_and_own_negatives_estimate_the_same_loss_and_gradient(labels):
         others = (classes[None] != classes[positive][:, None]).double()
         per_sample = (noise / (probability + noise + 1e-7)).log() * others
         mean = per_sample.sum(1) / others.sum(1)
-        expected = expected - ((own / (own + noise + 1e-7)).log().sum() + negatives * mean.sum()) / batch
+        expected = (
+            expected - ((own / (own + noise + 1e-7)).log().sum() + negatives * mean.sum()) / batch
+        )
     exact = torch.autograd.grad(expected, embeddings)
     exact = torch.cat([expected.detach().view(1), *(x.flatten() for x in exact)])
     for values in estimates.values():

@@ -79,7 +79,10 @@ def test_committed_files_load(file):
 
 REFUSED = {
     "data set": ({"dataset.name": "cifar1000"}, ": dataset.name is 'cifar1000': ", "'cifar100'"),
-    "source": ({"teacher.source": "web"}, ": teacher.source is 'web': must be one of 'train', 'che"),
+    "source": (
+        {"teacher.source": "web"},
+        ": teacher.source is 'web': must be one of 'train', 'che",
+    ),
     "key of another source": (
         {"clip.tag": "openai"},
         ": clip.tag is not a parameter: allowed are prompts, logit_scale, source, model, training",
@@ -113,7 +116,11 @@ REFUSED = {
         ": runtime.seeds_at_once is 2: must be 1 where runtime.step is 'compile'",
     ),
     "no seeds at once": ({"runtime.seeds_at_once": 0}, ": runtime.seeds_at_once is 0: ", "to 1"),
-    "number of negatives": ({"crd.negatives": 9}, ": crd.negatives is 9: ", "'per_sample' or 'shared'"),
+    "number of negatives": (
+        {"crd.negatives": 9},
+        ": crd.negatives is 9: ",
+        "'per_sample' or 'shared'",
+    ),
     "prompt": ({"clip.prompts": ["a photo"]}, ": clip.prompts.0 is 'a photo': ", "hold {} once"),
     "logit scale": ({"clip.logit_scale": -1}, ": clip.logit_scale is -1: ", "'model' or", "than 0"),
     "momentum of 1": ({"crd.momentum": 1.0}, ": crd.momentum is 1.0: ", "less than 1"),
@@ -173,7 +180,10 @@ REFUSED_OF_CIFAR = {
     "no urls": ({"corruptions.urls": []}, ": corruptions.urls is []: "),
     "validation": ({"dataset.validation": -1}, ": dataset.validation is -1: "),
     "images": ({"dataset.train_per_class": "most"}, ": dataset.train_per_class is 'most': should"),
-    "prompts by name": ({"clip.prompts": "imagenet"}, ": clip.prompts is 'imagenet': should be 'im"),
+    "prompts by name": (
+        {"clip.prompts": "imagenet"},
+        ": clip.prompts is 'imagenet': should be 'im",
+    ),
     "arch": ({"teacher.arch": "resnet9"}, ": teacher.arch is 'resnet9': must be one of resnet8"),
     "teachers of other data": (
         {"dataset.name": "cifar10"},
@@ -222,18 +232,25 @@ REFUSED_OF_IMAGENET = {
         ": views.pad is not a parameter: allowed are augmentation, size, resize, scale, ratio, flip",
     ),
     "scale beyond the image": (
-        {"views.scale": [0.08, 1.2]}, f": views.scale is [0.08, 1.2]: {ORDER}, at most 1",
+        {"views.scale": [0.08, 1.2]},
+        f": views.scale is [0.08, 1.2]: {ORDER}, at most 1",
     ),
     "scale the wrong way round": (
-        {"views.scale": [1.0, 0.08]}, f": views.scale is [1.0, 0.08]: {ORDER}, at most 1",
+        {"views.scale": [1.0, 0.08]},
+        f": views.scale is [1.0, 0.08]: {ORDER}, at most 1",
     ),
     "scale of nothing": ({"views.scale": [0.0, 1.0]}, ": views.scale.0 is 0.0: should be greater"),
-    "scale of three": ({"views.scale": [0.1, 0.5, 1.0]}, ": views.scale is [0.1, 0.5, 1.0]: should"),
+    "scale of three": (
+        {"views.scale": [0.1, 0.5, 1.0]},
+        ": views.scale is [0.1, 0.5, 1.0]: should",
+    ),
     "ratio the wrong way round": (
-        {"views.ratio": [1.333, 0.75]}, f": views.ratio is [1.333, 0.75]: {ORDER}",
+        {"views.ratio": [1.333, 0.75]},
+        f": views.ratio is [1.333, 0.75]: {ORDER}",
     ),
     "resize below the size": (
-        {"views.resize": 200}, ": views.resize is 200: must be at least views.size, 224",
+        {"views.resize": 200},
+        ": views.resize is 200: must be at least views.size, 224",
     ),
     "size": ({"views.size": 8}, ": views.size is 8: should be greater than or equal to 16"),
     "all views of the teacher": ({"cache.teacher": "all"}, f": cache.teacher is 'all': {END}"),
@@ -246,17 +263,20 @@ REFUSED_OF_IMAGENET = {
     ),
     "three arrays": ({"shifted": {"v2": ["x", "y", "z"]}}, ": shifted.v2 is ['x', 'y', 'z']: "),
     "name of a shifted set": (
-        {"shifted": {"../v2": "x"}}, ": shifted is '../v2': String should match pattern '^[a-z]",
+        {"shifted": {"../v2": "x"}},
+        ": shifted is '../v2': String should match pattern '^[a-z]",
     ),
     "corruptions": (
         {"corruptions": DOWNLOADED},
         ": corruptions.source is 'download': must be 'generate' or 'path' for imagenet",
     ),
     "published corruptions of folders": (
-        {"dataset": FOLDER}, ": corruptions.source is 'path': must be 'generate' for folder",
+        {"dataset": FOLDER},
+        ": corruptions.source is 'path': must be 'generate' for folder",
     ),
     "names of ImageNet's classes": (
-        {"dataset.names": "x.json"}, ": dataset.names is not a parameter: did you mean name?",
+        {"dataset.names": "x.json"},
+        ": dataset.names is not a parameter: did you mean name?",
     ),
     "no images expected": ({"dataset.expect_train": 0}, ": dataset.expect_train is 0: should"),
 }
@@ -272,7 +292,9 @@ def test_refuses_in_imagenet(path, name, monkeypatch):
 
 def test_refuses_what_is_of_files_where_images_are_in_arrays(path):
     write(path, {"views": IMAGENET["views"]})
-    assert refusal(path) == ": views.augmentation is 'resized_crop': must be 'padded_crop' for digits"
+    assert (
+        refusal(path) == ": views.augmentation is 'resized_crop': must be 'padded_crop' for digits"
+    )
     write(path, {"shifted": {"v2": "../v2"}})
     assert refusal(path) == (
         ": shifted.v2 is '../v2': must be two .npy files, images and labels for digits"
@@ -349,8 +371,24 @@ def test_every_source_loads(path, monkeypatch):
     sets = {"names": ["fog"], "severities": [1]}
     sections = [
         {"teacher": {"source": "checkpoint", "arch": "vgg8", "path": "x", **sha, **numbers}},
-        {"teacher": {"source": "torchvision", "arch": "vit_b_16", "weights": "DEFAULT", "min_accuracy": 0}},
-        {"clip": {"source": "checkpoint", "model": "RN50", "tag": None, "path": "x", **sha, **prompts}},
+        {
+            "teacher": {
+                "source": "torchvision",
+                "arch": "vit_b_16",
+                "weights": "DEFAULT",
+                "min_accuracy": 0,
+            }
+        },
+        {
+            "clip": {
+                "source": "checkpoint",
+                "model": "RN50",
+                "tag": None,
+                "path": "x",
+                **sha,
+                **prompts,
+            }
+        },
         {"corruptions": {"source": "path", "path": "x", **sets}},
         {"corruptions": {"source": "generate", "seed": 0, **sets}},
         {"cache": {"teacher": "online", "clip": "all", "top_k": 3, "batch_size": 1}},

@@ -12,7 +12,10 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 # They read params, write files, fetch what a checksum tells, resume and pick a device: an edit there
 # cannot change a result.
-PLUMBING = {f"richkd/{name}.py" for name in ("params", "explain", "files", "errors", "download", "resume", "devices")}
+PLUMBING = {
+    f"richkd/{name}.py"
+    for name in ("params", "explain", "files", "errors", "download", "resume", "devices")
+}
 # Imported inside a function, by richkd.weights.
 LAZY = {"cache": {"richkd/clip.py"}, "evaluate": {"richkd/clip.py"}}
 

@@ -91,7 +91,9 @@ def test_a_ready_made_teacher_is_saved_tested_and_refused_below_the_bound(folder
     assert record["mean"] == NUMBERS["mean"] and record["data"] == {"x.pth": sha256("x.pth")}
     assert "min_accuracy" not in record["params"]["teacher"]
     write(teacher=checkpoint("x.pth", 1.0))
-    with pytest.raises(InputError, match=rf"test images is {tested:.4f}, teacher.min_accuracy is 1.0"):
+    with pytest.raises(
+        InputError, match=rf"test images is {tested:.4f}, teacher.min_accuracy is 1.0"
+    ):
         stages.teacher.main()
 
 
@@ -109,7 +111,13 @@ def test_a_clip_from_a_file_becomes_a_classifier_and_a_table(folder):
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 1,
+            "layers": 1,
+        },
     }
     Path("small.json").write_text(json.dumps(config))
     open_clip.add_model_config(Path("small.json").absolute())
@@ -127,7 +135,9 @@ def test_a_clip_from_a_file_becomes_a_classifier_and_a_table(folder):
     assert np.load("cache/clip/logits-000.npy").shape == (8, 4)
     assert len(read_json("metrics/cache/clip.json")["single_prompt_accuracy"]) == 81
     write(clip=clip | {"sha256": "0" * 64})
-    with pytest.raises(InputError, match="clip.path: small.pt has sha256:.*, must have sha256:0000"):
+    with pytest.raises(
+        InputError, match="clip.path: small.pt has sha256:.*, must have sha256:0000"
+    ):
         stages.clip.main()
 
 
@@ -154,14 +164,18 @@ def test_published_sets_are_taken_from_a_folder(published):
     stages.corrupt.main()
     for name in SETS["names"]:
         images = np.load(f"data/corrupted/{name}.npy")
-        assert images.shape == (40, 32, 32, 3) and images[:, 5, 5, 1].tolist() == [3] * 20 + [1] * 20
+        assert (
+            images.shape == (40, 32, 32, 3) and images[:, 5, 5, 1].tolist() == [3] * 20 + [1] * 20
+        )
 
 
 def test_a_tar_that_is_not_the_published_one_is_refused(published, server):
     with tarfile.open("other.tar", "w") as tar:
         tar.add(published, "CIFAR-100-C")
     write(corruptions={"source": "path", "path": "other.tar", **SETS})
-    with pytest.raises(InputError, match="corruptions.path: other.tar has md5:.*, must have md5:11f0"):
+    with pytest.raises(
+        InputError, match="corruptions.path: other.tar has md5:.*, must have md5:11f0"
+    ):
         stages.corrupt.main()
     url = server.url("/CIFAR-100-C.tar", Answer(body=Path("other.tar").read_bytes()))
     write(corruptions={"source": "download", "urls": [url], **SETS})
@@ -203,7 +217,12 @@ def files(here):
     return write
 
 
-GENERATED = {"source": "generate", "seed": 3, "names": ["gaussian_noise", "fog"], "severities": [4, 2]}
+GENERATED = {
+    "source": "generate",
+    "seed": 3,
+    "names": ["gaussian_noise", "fog"],
+    "severities": [4, 2],
+}
 
 
 def test_files_are_cut_and_corrupted_with_imagenets_constants(files):
@@ -216,7 +235,9 @@ def test_files_are_cut_and_corrupted_with_imagenets_constants(files):
         middles.append(np.asarray(tv.center_crop(tv.resize(upright, 56), 48)))
     for name in GENERATED["names"]:
         found = np.load(CORRUPTED / f"{name}.npy")
-        expected = [corrupt(np.stack(middles), name, severity, 3, "imagenet") for severity in (4, 2)]
+        expected = [
+            corrupt(np.stack(middles), name, severity, 3, "imagenet") for severity in (4, 2)
+        ]
         np.testing.assert_array_equal(found, np.concatenate(expected))
 
 
@@ -247,7 +268,9 @@ def test_without_room_nothing_is_made(files, monkeypatch):
     with pytest.raises(InputError, match=f"need 0.0 GB of memory, 0.0 are free: {lower}"):
         stages.corrupt.main()
     memory.available, disk.free = 100e9, 1e9
-    with pytest.raises(InputError, match=f"need 4.0 GB of disk, with DVC's copy, 1.0 are free: {lower}"):
+    with pytest.raises(
+        InputError, match=f"need 4.0 GB of disk, with DVC's copy, 1.0 are free: {lower}"
+    ):
         stages.corrupt.check_room(10**9, 2 * 10**9)
     disk.free = 4 * one - 1
     with pytest.raises(InputError, match="GB of disk"):
@@ -259,7 +282,9 @@ def test_published_files_stay_where_they_are(files):
     trees.corrupted(Path("imagenet-c"), Path("tree"), ["fog"], [1, 3], 32)
     test, _ = folders.scan(Path("tree"), folders.in_folders(Path("tree/val"), WNIDS), "val")
     save_split("data/test.safetensors", test)
-    files(corruptions={"source": "path", "path": "imagenet-c", "names": ["fog"], "severities": [3, 1]})
+    files(
+        corruptions={"source": "path", "path": "imagenet-c", "names": ["fog"], "severities": [3, 1]}
+    )
     stages.corrupt.main()
     assert [path.name for path in CORRUPTED.iterdir()] == ["fog.safetensors"]
     found = load_split(CORRUPTED / "fog.safetensors")
@@ -280,7 +305,9 @@ def test_where_a_path_leads_nowhere_corruptions_are_skipped(request, kind, capsy
         "skipped.txt": "nothing is at ../gone\n"
     }
     assert "corrupted images are skipped: nothing is at ../gone" in capsys.readouterr().out
-    write_params(corruptions={"source": "generate", "seed": 0, "names": ["contrast"], "severities": [1]})
+    write_params(
+        corruptions={"source": "generate", "seed": 0, "names": ["contrast"], "severities": [1]}
+    )
     stages.corrupt.main()
     assert [path.name for path in CORRUPTED.iterdir()] == ["contrast.npy"]
 
@@ -292,7 +319,10 @@ def test_the_fused_teacher_of_what_there_is(folder):
     """One further test set, and no corrupted images."""
     write(fusion={"alpha": 0.25, "lam": 0.5, "grid": [0.5]})
     save_split("data/shifted/v2.safetensors", load_split("data/test.safetensors"))
-    write_json("data/shifted/sets.json", {"v2": {"images": 20, "classes": [0, 1, 2, 3]}, "r": {"skipped": "x"}})
+    write_json(
+        "data/shifted/sets.json",
+        {"v2": {"images": 20, "classes": [0, 1, 2, 3]}, "r": {"skipped": "x"}},
+    )
     CORRUPTED.mkdir()
     (CORRUPTED / "skipped.txt").write_text("nothing is at x\n")
     rng, logits = np.random.default_rng(0), {}
@@ -305,7 +335,9 @@ def test_the_fused_teacher_of_what_there_is(folder):
     stages.evaluate_fused.main()
     for part in ("validation", "test", "shifted/v2"):
         expected = 0.25 * logits["teacher", part] + 0.75 * logits["clip", part]
-        np.testing.assert_allclose(np.load(f"predictions/fused/{part}.npy"), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            np.load(f"predictions/fused/{part}.npy"), expected, rtol=1e-5, atol=1e-6
+        )
     assert np.load("predictions/fused/corrupted.npy").shape == (1, 0, 5, 20, 4)
     assert list(read_json("metrics/evaluate/fused.json")) == ["top1", "top5", "shifted_v2"]
 
@@ -329,7 +361,10 @@ def scores(logits, labels):
     """NLL and Brier score, worked out anew."""
     probabilities = softmax(logits.reshape(-1, 4).astype(float), axis=1)
     truth = np.eye(4)[np.broadcast_to(labels, logits.shape[:-1]).ravel()]
-    return [-np.log((probabilities * truth).sum(1)).mean(), ((probabilities - truth) ** 2).sum(1).mean()]
+    return [
+        -np.log((probabilities * truth).sum(1)).mean(),
+        ((probabilities - truth) ** 2).sum(1).mean(),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +381,9 @@ def test_of_very_many_corrupted_images_every_nth_is_looked_at(folder, monkeypatc
             ("clean", scores(clean[run], labels)),
             ("corrupted", scores(corrupted[run, :, :, ::step], labels[::step])),
         ):
-            assert [found[data][key][f"run{run}"] for key in ("nll", "brier")] == pytest.approx(expected)
+            assert [found[data][key][f"run{run}"] for key in ("nll", "brier")] == pytest.approx(
+                expected
+            )
     curves = pd.read_csv("metrics/calibrate/x.csv")
     counts = curves.groupby(["run", "data"])["count"].sum()
     assert counts.to_dict() == {

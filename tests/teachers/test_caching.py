@@ -220,7 +220,9 @@ def test_what_16_bits_do_not_hold_is_refused(here, teacher, data, value):
         output.features[-1, 3] = value
 
     handle = teacher.register_forward_hook(spoil)
-    with pytest.raises(InputError, match="cache/x: the features of images 0 to 3 are not finite, or"):
+    with pytest.raises(
+        InputError, match="cache/x: the features of images 0 to 3 are not finite, or"
+    ):
         build("x", teacher, data)
     handle.remove()
     assert not Path("cache").exists()

@@ -99,7 +99,9 @@ CHANGED = {
     "scale": ({"logit_scale": 20.0}, "logit scale", "model", "20.0"),
     "top k": ({"top_k": 2}, "top k", "None", "2"),
     "augmentation": (
-        {"views": RandomResizedCrop(8, (0.1, 1.0), (0.7, 1.4), True)}, "set of views", "'pad': 1",
+        {"views": RandomResizedCrop(8, (0.1, 1.0), (0.7, 1.4), True)},
+        "set of views",
+        "'pad': 1",
         "'scale': [0.1, 1.0]",
     ),
 }
@@ -108,7 +110,14 @@ CHANGED = {
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_cache_of_other_params_is_refused_by_name(made, data, name):
     changes, part, had, needed = CHANGED[name]
-    arguments = {"views": data.views, "held": "all", "top_k": None, "device": CPU, **MORE, **changes}
+    arguments = {
+        "views": data.views,
+        "held": "all",
+        "top_k": None,
+        "device": CPU,
+        **MORE,
+        **changes,
+    }
     with pytest.raises(InputError) as caught:
         cache.of("clip", **arguments)
     message = str(caught.value)
@@ -371,7 +380,9 @@ def test_an_online_cache_has_no_tables_and_is_checked_as_any_other(online, sharp
     assert files == {"cache.json", "validation.npy"}
     with torch.no_grad():
         expected = model(VALIDATION).logits.numpy()
-    np.testing.assert_allclose(np.load("cache/teacher/validation.npy"), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.load("cache/teacher/validation.npy"), expected, rtol=1e-4, atol=1e-4
+    )
     with pytest.raises(InputError, match="cache/teacher was made with another set of views"):
         cache.of("teacher", data.views, "center", None, CPU)
     cache.of("teacher", data.views, "online", None, CPU)

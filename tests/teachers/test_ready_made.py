@@ -53,7 +53,9 @@ def checkpoint(path, arch="resnet8", **more):
 def test_every_kind_of_file_is_read(model, tmp_path):
     state = model.state_dict()
     torch.save(state, tmp_path / "plain.pth")
-    torch.save({"epoch": 240, "model": state, "accuracy": torch.tensor(79.4)}, tmp_path / "under.pth")
+    torch.save(
+        {"epoch": 240, "model": state, "accuracy": torch.tensor(79.4)}, tmp_path / "under.pth"
+    )
     torch.save({"model": state}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     save_file(state, tmp_path / "x.safetensors")
     for path in tmp_path.glob("*.*"):
@@ -90,7 +92,9 @@ def test_files_that_hold_no_weights_are_one_line(model, tmp_path, evil):
         with pytest.raises(InputError, match=str(path)) as caught:
             checkpoint(path)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="teacher.path: .*absent.pth could not be read: No such file"):
+    with pytest.raises(
+        InputError, match="teacher.path: .*absent.pth could not be read: No such file"
+    ):
         checkpoint(tmp_path / "absent.pth", sha256="0" * 64)
 
 
@@ -98,7 +102,9 @@ def test_another_checksum_than_asked_for_is_refused(model, tmp_path):
     path = tmp_path / "x.pth"
     torch.save(model.state_dict(), path)
     same(checkpoint(path, sha256=sha256(path)), model)
-    with pytest.raises(InputError, match=f"teacher.path: {path} has sha256:.*, must have sha256:0000"):
+    with pytest.raises(
+        InputError, match=f"teacher.path: {path} has sha256:.*, must have sha256:0000"
+    ):
         checkpoint(path, sha256="0" * 64)
 
 
@@ -159,7 +165,9 @@ def test_archives_without_the_teacher_are_one_line(model, server, tmp_path, evil
     state = model.state_dict()
     cases = {
         "no .*resnet8_vanilla/ckpt_epoch_240.pth: there is no such teacher": archive(vgg13={}),
-        "of another model: conv1.weight": archive(resnet8={"model": {**state, "conv1.weight": state["fc.bias"]}}),
+        "of another model: conv1.weight": archive(
+            resnet8={"model": {**state, "conv1.weight": state["fc.bias"]}}
+        ),
         "no file of weights alone": archive(resnet8={"model": state, "x": evil}),
         "not whole, or not a tar": b"not found",
     }
@@ -176,7 +184,9 @@ def test_archives_without_the_teacher_are_one_line(model, server, tmp_path, evil
 def test_an_archive_with_another_checksum_is_refused(model, server, tmp_path):
     body = archive(resnet8={"model": model.state_dict()})
     url = server.url("/x.tar", Answer(body=body))
-    with pytest.raises(InputError, match="unpack it where there is a network and set teacher.source"):
+    with pytest.raises(
+        InputError, match="unpack it where there is a network and set teacher.source"
+    ):
         mdistiller(url, sha256="0" * 64)
     assert [path.name for path in (tmp_path / "cache/richkd").glob("*.tar*")] in (
         [], ["cifar_teachers.tar.lock"]
@@ -199,7 +209,9 @@ def test_torchvision_s_weights_are_taken_where_torch_keeps_them(tmp_path):
     url = ResNet18_Weights.IMAGENET1K_V1.url
     torch.save(model.state_dict(), folder / url.rpartition("/")[2])
     found = torchvision()
-    assert found.arch == "torchvision/resnet18" and found.data == {url: "ResNet18_Weights.IMAGENET1K_V1"}
+    assert found.arch == "torchvision/resnet18" and found.data == {
+        url: "ResNet18_Weights.IMAGENET1K_V1"
+    }
     assert found.mean == [0.485, 0.456, 0.406] and found.std == [0.229, 0.224, 0.225]
     assert found.center == Center(256, 224, "bilinear")
     images = torch.rand(1, 3, 64, 64)

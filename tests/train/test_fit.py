@@ -358,7 +358,9 @@ def test_a_teacher_that_runs_along_trains_as_the_table_of_all_views(here, data):
         torch.manual_seed(0)
         memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
         contrast = FusedContrast(64, teacher, tables()[1], 0.7, memory)
-        objective = Objective(1.0, kd=(3.0, LogitDistillation(teacher.logits, 3.0)), crd=(0.8, contrast))
+        objective = Objective(
+            1.0, kd=(3.0, LogitDistillation(teacher.logits, 3.0)), crd=(0.8, contrast)
+        )
         name = type(teacher).__name__
         how = training(epochs=2, lr=0.01)  # the less, the less rounding grows
         history = run(network(), objective, data, how, checkpoint=(name, "key"), tables=[teacher])
@@ -385,7 +387,9 @@ def test_a_compiled_step_trains_as_the_plain_one(here, data):
     ends = []
     for step in ("eager", "compile"):
         model = network()
-        history = run(model, Objective(), data, training(epochs=2), checkpoint=(step, "key"), step=step)
+        history = run(
+            model, Objective(), data, training(epochs=2), checkpoint=(step, "key"), step=step
+        )
         ends.append((history[-1]["loss"], model.state_dict().keys()))
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-3)
     assert ends[0][1] == ends[1][1]
@@ -393,7 +397,9 @@ def test_a_compiled_step_trains_as_the_plain_one(here, data):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_graph_needs_cuda(here, data):
-    with pytest.raises(InputError, match="runtime.step is 'graph': needs a CUDA device, one process"):
+    with pytest.raises(
+        InputError, match="runtime.step is 'graph': needs a CUDA device, one process"
+    ):
         run(network(), Objective(), data, step="graph")
 
 
