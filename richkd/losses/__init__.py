@@ -1,14 +1,20 @@
 """Distillation losses, one a file.
 
-Plain functions take the student's and the teacher's tensors and return a scalar. They never
-detach: a teacher that must not learn is handed in without gradient. `ContrastiveMemory` is a
-module because its loss needs a memory of every training sample.
+A loss is a plain function: it takes the student's and the teacher's tensors and returns a scalar.
+A loss does not detach anything: the caller hands in a teacher without gradient. `ContrastiveMemory`
+is a module, because its loss needs a memory of all training samples.
+
+To add a loss: write `richkd/losses/<name>.py` with one function `<name>`, import the function here,
+add one line to `TERMS` in `richkd/losses/terms.py`, and add the options of the loss to
+`richkd/params/students.py`.
 """
 
 from richkd.losses.at import at
 from richkd.losses.crd import SHARED_ABOVE, ContrastiveMemory
+from richkd.losses.dist import dist
 from richkd.losses.dkd import dkd
 from richkd.losses.kd import kd
+from richkd.losses.mlkd import mlkd
 from richkd.losses.nst import nst
 from richkd.losses.pkt import pkt
 from richkd.losses.rkd import rkd
@@ -19,8 +25,10 @@ __all__ = [
     "SHARED_ABOVE",
     "ContrastiveMemory",
     "at",
+    "dist",
     "dkd",
     "kd",
+    "mlkd",
     "nst",
     "pkt",
     "rkd",

@@ -1,27 +1,44 @@
-"""What losses ask of their inputs, and a divergence that several share."""
+"""Checks of arguments, and the KL divergence, which several losses share."""
 
 import math
 
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def check_positive(name, value):
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError where the argument `name` is not a positive finite number."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}, must be positive and finite")
 
 
-def check_same(what, student, teacher):
-    """Broadcasting would turn most mismatches into a number without meaning."""
+def check_weight(name: str, value: float) -> None:
+    """Raises ValueError where the argument `name`, a weight, is negative or not finite."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}, must be 0 or positive, and finite")
+
+
+def check_same(what: str, student: object, teacher: object) -> None:
+    """Raises ValueError where student and teacher differ in `what`, a shape or a size.
+
+    Without this check broadcasting would turn most mismatches into a number without meaning.
+    """
     if student != teacher:
         raise ValueError(f"{what} is {teacher} for the teacher, must equal the student's {student}")
 
 
-def check_maps(student_map, teacher_map):
+def check_logits(student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError where the logits differ in shape."""
+    check_same("shape of the logits", tuple(student.shape), tuple(teacher.shape))
+
+
+def check_maps(student_map: Tensor, teacher_map: Tensor) -> None:
+    """Raises ValueError where the maps differ in batch, height or width; channels may differ."""
     student = (len(student_map), *student_map.shape[2:])
     teacher = (len(teacher_map), *teacher_map.shape[2:])
     check_same("(batch, height, width)", student, teacher)
 
 
-def kl(student_log, teacher_log):
+def kl(student_log: Tensor, teacher_log: Tensor) -> Tensor:
     """KL(teacher ‖ student) of log-probabilities over the last dimension, mean over the rest."""
     return F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1).mean()

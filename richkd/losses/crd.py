@@ -1,51 +1,73 @@
 """Contrastive representation distillation."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from richkd.base import distributed
 from richkd.losses.check import check_positive
 
-SHARED_ABOVE = 200_000  # samples; from there on products with the whole bank are most of a step
+# Samples. In a larger set the products with the whole bank would be most of a step's time.
+SHARED_ABOVE = 200_000
 
 
 class ContrastiveMemory(nn.Module):
     """Contrastive representation distillation with a memory of all samples.
 
     Tian et al., "Contrastive Representation Distillation", ICLR 2020. Each embedding is scored
-    against the other side's bank at the sample itself and at `negatives` others; noise
-    contrastive estimation tells the two apart. The loss is the student's term plus the teacher's.
+    against the other side's bank: at the sample itself (the positive) and at `negatives` other
+    samples. Noise contrastive estimation tells the positive from the negatives. The loss is the
+    student's term plus the teacher's.
 
-    Several processes (`richkd.base.distributed`) hold equal banks: each computes the loss of its own
-    part of the batch, and all banks move by the whole batch.
+    Several processes (`richkd.base.distributed`) hold equal banks: each process computes the loss
+    of its own part of the batch, and all banks move by the whole batch.
 
     Buffers, all moved by `.to`: `student_bank` and `teacher_bank` (num_samples, dim), float32 and
-    uniform with unit expected squared norm; `student_normaliser` and `teacher_normaliser`, -1
-    until the first batch fixes them (these four make the state dict); and the samples sorted by
-    class, from which negatives are drawn. Gradients reach the embeddings, never the banks.
+    uniform with unit expected squared norm; `student_normaliser` and `teacher_normaliser`, scalars,
+    -1 until the first batch sets their values (these four make the state dict); and the samples
+    sorted by class, from which negatives are drawn. Gradients reach the embeddings, never the
+    banks.
 
     Args:
         num_samples: size of the training set, at least 2.
         dim: length of an embedding.
         negatives: negatives drawn for a sample, at least 1.
         temperature: divides the scores; exp(1/temperature)·num_samples must fit the banks' dtype.
-        momentum: share of its old value that a bank row keeps, in [0, 1).
-        labels: (num_samples,) integers. Given, negatives come from other classes only; without
-            them, from all other samples.
-        shared: draw one set of negatives for the whole batch, not one a sample. The loss has the
-            same expectation (see `draw`), and no step takes time or memory that grows with
-            num_samples. By default so where num_samples is above SHARED_ABOVE.
+        momentum: the share of its old value that a bank row keeps, in [0, 1).
+        labels: (num_samples,) integers. With labels, negatives come from other classes only;
+            without labels, from all other samples.
+        shared: draw one set of negatives for the whole batch, not one for each sample. The loss has
+            the same expectation (see `draw`), and no step takes time or memory that grows with
+            num_samples. The default, None, means shared where num_samples is above SHARED_ABOVE.
 
     Raises:
-        ValueError: an argument outside these ranges, labels of another length, or all of one
-            class, so that no sample has a negative.
+        ValueError: an argument is outside its range, labels have another length, or all labels are
+            of one class, so that no sample has a negative.
     """
 
+    student_bank: Tensor
+    teacher_bank: Tensor
+    student_normaliser: Tensor
+    teacher_normaliser: Tensor
+    order: Tensor  # (num_samples,) the samples sorted by class
+    class_start: Tensor  # (num_samples,) where the class of each sample begins in `order`
+    class_size: Tensor  # (num_samples,) how many samples the class of each sample has
+
     def __init__(
-        self, num_samples, dim, negatives, temperature, momentum, labels=None, shared=None
+        self,
+        num_samples: int,
+        dim: int,
+        negatives: int,
+        temperature: float,
+        momentum: float,
+        labels: Tensor | Sequence[int] | None = None,
+        shared: bool | None = None,
     ):
         super().__init__()
         for name, value, least in (
@@ -58,42 +80,47 @@ class ContrastiveMemory(nn.Module):
         check_positive("temperature", temperature)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}, must be in [0, 1)")
+        self.negatives = negatives
+        self.temperature = temperature
+        self.momentum = momentum
+        self.shared = num_samples > SHARED_ABOVE if shared is None else shared
+        self._sort_by_class(num_samples, labels)
+        bound = math.sqrt(3 / dim)
+        for side in ("student", "teacher"):
+            bank = torch.empty(num_samples, dim, dtype=torch.float32).uniform_(-bound, bound)
+            self.register_buffer(f"{side}_bank", bank)
+            self.register_buffer(f"{side}_normaliser", torch.tensor(-1.0))
+
+    def _sort_by_class(self, num_samples: int, labels: Tensor | Sequence[int] | None) -> None:
+        """Register the buffers that follow from labels, and so stay out of checkpoints."""
         # Without labels every sample is a class of its own.
         labels = torch.arange(num_samples) if labels is None else torch.as_tensor(labels)
         if labels.shape != (num_samples,):
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, must be ({num_samples},): one a sample"
             )
-        _, class_of, size = labels.unique(return_inverse=True, return_counts=True)
+        _, class_of, size = torch.unique(labels, return_inverse=True, return_counts=True)
         if len(size) == 1:
             raise ValueError(
                 f"labels is {labels[0].item()} for every sample, must hold at least two classes: "
                 "negatives come from other classes"
             )
-        self.negatives = negatives
-        self.temperature = temperature
-        self.momentum = momentum
-        self.shared = num_samples > SHARED_ABOVE if shared is None else shared
-        bound = math.sqrt(3 / dim)
-        for side in ("student", "teacher"):
-            bank = torch.empty(num_samples, dim, dtype=torch.float32).uniform_(-bound, bound)
-            self.register_buffer(f"{side}_bank", bank)
-            self.register_buffer(f"{side}_normaliser", torch.tensor(-1.0))
-        # Follow from labels, so they stay out of checkpoints.
         first = size.cumsum(0) - size
         self.register_buffer("order", class_of.argsort(stable=True), persistent=False)
         self.register_buffer("class_start", first[class_of], persistent=False)
         self.register_buffer("class_size", size[class_of], persistent=False)
 
-    def draw(self, positive_index, generator=None):
+    def draw(self, positive_index: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Negatives for samples (batch,): int64 (batch, negatives), or (negatives,) where shared.
 
-        A sample's own are uniform over the other classes (without labels: over the other samples),
-        with replacement. A shared set is uniform over all samples: `forward` leaves out what is of
-        a sample's class and weighs the others up to the same number, so that the loss is unbiased
-        wherever one is left. Drawn on the banks' device, where positive_index and generator, if
-        given, must live too; for the whole batch of all processes, of which a process keeps its
-        own part, so that what is drawn does not depend on how many there are.
+        A sample's own negatives are uniform over the other classes (without labels: over the other
+        samples), with replacement. A shared set is uniform over all samples. `forward` leaves out
+        those of a sample's own class and gives the others a larger weight, so that together they
+        count as `negatives`. So the loss is unbiased wherever at least one negative is left.
+
+        Drawn on the banks' device; positive_index and generator must live there, too. Each process
+        draws for the whole batch of all processes and keeps its own part, so that the draw does not
+        depend on the number of processes.
         """
         device = self.order.device
         if self.shared:
@@ -101,9 +128,10 @@ class ContrastiveMemory(nn.Module):
                 len(self.order), (self.negatives,), generator=generator, device=device
             )
         batch, processes = len(positive_index), distributed.processes()
-        # randint takes no bound a row. Scaling a 31-bit integer and dropping 31 bits stays below
-        # the bound in exact integers, on every device; no value is off its share by more than
-        # num_samples/2³¹ of it (2e-5 at 50,000).
+        # randint has one bound for all rows, but here each row has its own. Multiplying a 31-bit
+        # integer by the bound and dropping 31 bits stays below the bound in exact integers, on
+        # every device. Each value's probability is off by at most a relative num_samples/2³¹
+        # (2e-5 at 50,000).
         word = torch.randint(
             2**31, (batch * processes, self.negatives), generator=generator, device=device
         )
@@ -111,14 +139,20 @@ class ContrastiveMemory(nn.Module):
         start = self.class_start[positive_index][:, None]
         size = self.class_size[positive_index][:, None]
         rank.mul_(len(self.order) - size).bitwise_right_shift_(31)
-        rank.add_(size * (rank >= start))  # past the positive's own class
+        rank.add_(size * (rank >= start))  # skip the positive's own class
         return self.order.index_select(0, rank.flatten()).view_as(rank)  # order[rank], faster
 
-    def forward(self, student_embedding, teacher_embedding, positive_index, negative_index=None):
+    def forward(
+        self,
+        student_embedding: Tensor,
+        teacher_embedding: Tensor,
+        positive_index: Tensor,
+        negative_index: Tensor | None = None,
+    ) -> Tensor:
         """Scalar loss of unit rows (batch, dim); then moves the banks' rows positive_index.
 
-        positive_index (batch,) int64, no sample twice; negative_index as `draw` gives it, any
-        number of them, drawn where it is None. Nothing here waits for the device.
+        positive_index (batch,) int64, each sample at most once; negative_index as `draw` returns
+        it, but of any number of negatives; None draws them. The host never waits for the device.
         """
         if negative_index is None:
             negative_index = self.draw(positive_index)
@@ -132,21 +166,30 @@ class ContrastiveMemory(nn.Module):
         self.update(*gathered)
         return loss
 
-    def contrast(self, student_embedding, teacher_embedding, positive_index, negative_index):
-        """The loss alone, of embeddings in the banks' dtype: the banks stay as they are."""
+    def contrast(
+        self,
+        student_embedding: Tensor,
+        teacher_embedding: Tensor,
+        positive_index: Tensor,
+        negative_index: Tensor,
+    ) -> Tensor:
+        """The scalar loss alone, of embeddings in the banks' dtype: the banks stay as they are."""
         allowed = None
         if negative_index.dim() == 1:
             classes = self.class_start[negative_index], self.class_start[positive_index]
             allowed = classes[0][None] != classes[1][:, None]
-        index = positive_index, negative_index, allowed
-        return _Contrast.apply(
-            student_embedding, self.teacher_bank, *index, self.student_normaliser, self.temperature
+        pairs = _Pairs(positive_index, negative_index, allowed)
+        loss: Tensor = _Contrast.apply(
+            student_embedding, self.teacher_bank, pairs, self.student_normaliser, self.temperature
         ) + _Contrast.apply(
-            teacher_embedding, self.student_bank, *index, self.teacher_normaliser, self.temperature
+            teacher_embedding, self.student_bank, pairs, self.teacher_normaliser, self.temperature
         )
+        return loss
 
     @torch.no_grad()
-    def update(self, positive_index, student_embedding, teacher_embedding):
+    def update(
+        self, positive_index: Tensor, student_embedding: Tensor, teacher_embedding: Tensor
+    ) -> None:
         """Move the rows positive_index of both banks towards the embeddings."""
         for bank, embedding in (
             (self.student_bank, student_embedding),
@@ -156,49 +199,63 @@ class ContrastiveMemory(nn.Module):
             bank.index_copy_(0, positive_index, F.normalize(rows))
 
 
-class _Contrast(torch.autograd.Function):
-    """One side's term, and its gradient to the embedding, found at once.
+class _Pairs(NamedTuple):
+    """The bank rows that each embedding is scored against."""
 
-    So nothing of the bank's size is kept for backward, and what a later step writes to the bank
-    does not matter to it.
+    positive: Tensor  # (batch,) int64
+    negative: Tensor  # (batch, negatives) int64, or (negatives,) where the batch shares one set
+    allowed: Tensor | None  # (batch, negatives) bool where shared: of another class than the sample
+
+
+class _Contrast(torch.autograd.Function):
+    """One side's term and its gradient to the embedding, both computed in the forward pass.
+
+    So backward needs nothing of the bank's size, and a later step may write to the bank before
+    backward runs.
     """
 
     @staticmethod
     def forward(
-        ctx, embedding, bank, positive_index, negative_index, allowed, normaliser, temperature
-    ):
-        batch, negatives = len(embedding), negative_index.shape[-1]
-        own = bank[positive_index]
+        ctx: Any,
+        embedding: Tensor,
+        bank: Tensor,
+        pairs: _Pairs,
+        normaliser: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        batch, negatives = len(embedding), pairs.negative.shape[-1]
+        weight = None  # of each negative; None where all count alike
+        if pairs.allowed is not None:
+            weight = pairs.allowed * (negatives / pairs.allowed.sum(1, keepdim=True).clamp_min(1))
+
+        def weighted_sum(values: Tensor) -> Tensor:
+            return values.sum() if weight is None else values.mul(weight).sum()
+
+        own = bank[pairs.positive]
         positive = ((embedding * own).sum(1) / temperature).exp_()
-        rows = bank if allowed is None else bank[negative_index]
+        rows = bank if weight is None else bank[pairs.negative]
         # Autocast may run the products in 16 bits; the exponentials and their sums need more.
         products = (embedding @ rows.T).to(bank.dtype)
-        if allowed is None:
-            # One product with the whole bank, then scalars: batch × bank numbers, not batch ×
-            # negatives × dim. bench/crd.py has what that gains.
-            negative = products.gather(1, negative_index)
-            weigh = torch.Tensor.sum
-        else:
-            negative = products
-            weight = allowed * (negatives / allowed.sum(1, keepdim=True).clamp_min(1))
-            weigh = lambda values: values.mul(weight).sum()
+        # Without a shared set: one product with the whole bank, then scalars. That is batch × bank
+        # numbers instead of batch × negatives × dim; bench/crd.py measures the gain.
+        negative = products.gather(1, pairs.negative) if weight is None else products
         negative.div_(temperature).exp_()
-        total = (positive.sum() + weigh(negative)) / (batch * (negatives + 1))
+        total = (positive.sum() + weighted_sum(negative)) / (batch * (negatives + 1))
         first = distributed.mean(total) * len(bank)
         normaliser.copy_(torch.where(normaliser < 0, first, normaliser))
 
         positive.div_(normaliser)
         negative.div_(normaliser)
         noise = negatives / len(bank)
-        floor = noise + 1e-7  # the epsilon is that of the published code: its numbers contain it
+        floor = noise + 1e-7  # the epsilon of the published code: the published numbers contain it
         loss = (positive / (positive + floor)).log().sum()
-        # log(noise / (negative + floor)), which in 32 bits would lose most of its digits.
-        loss = loss - weigh((negative + 1e-7).div_(noise).log1p_())
+        # log(noise / (negative + floor)) in another form: as written, 32 bits lose most digits.
+        loss = loss - weighted_sum((negative + 1e-7).div_(noise).log1p_())
 
         pull = floor / (positive + floor)
         push = negative.div_(negative + floor)
-        if allowed is None:
-            push = products.zero_().scatter_add_(1, negative_index, push)
+        if weight is None:
+            push = products.zero_().scatter_add_(1, pairs.negative, push)
         else:
             push.mul_(weight)
         gradient = (push @ rows).to(bank.dtype) - pull[:, None] * own
@@ -206,6 +263,6 @@ class _Contrast(torch.autograd.Function):
         return -loss / batch
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, *[None] * 6
+        return upstream * gradient, None, None, None, None

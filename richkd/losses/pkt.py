@@ -1,9 +1,11 @@
 """Probabilistic knowledge transfer."""
 
+from torch import Tensor
+
 from richkd.losses.check import check_same
 
 
-def pkt(student, teacher):
+def pkt(student: Tensor, teacher: Tensor) -> Tensor:
     """Probabilistic knowledge transfer: KL between the samples' similarity distributions.
 
     Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer",
@@ -16,9 +18,9 @@ def pkt(student, teacher):
     return (teacher * ((teacher + 1e-7) / (student + 1e-7)).log()).mean()
 
 
-def _similarity(features):
-    """Cosines moved to [0, 1], each row a distribution over the batch."""
+def _similarity(features: Tensor) -> Tensor:
+    """Cosines of all pairs (batch, batch), moved to [0, 1]; each row is a distribution."""
     # The epsilon is added, not a floor: the published numbers contain it.
-    unit = features / (features.norm(dim=1, keepdim=True) + 1e-7)
+    unit: Tensor = features / (features.norm(dim=1, keepdim=True) + 1e-7)
     similarity = (unit @ unit.T + 1) / 2
     return similarity / similarity.sum(dim=1, keepdim=True)

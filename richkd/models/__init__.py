@@ -1,19 +1,29 @@
-"""Image classifiers by name, with the parameter names of the published CIFAR checkpoints."""
+"""Image classifiers by name, with the parameter names of the published CIFAR checkpoints.
+
+To add a network, write `richkd/models/<family>.py` with
+- a `torch.nn.Module` whose forward takes images (N, 3, H, W) and returns `ModelOutput`, with the
+  attributes `feature_dim`, the length of the features, and `stages`, the names of the submodules
+  whose outputs are the feature maps;
+- `build(name, num_classes)`, which returns that module;
+and add the names that `build` takes to `FAMILIES` below. The tests then cover the new names.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from richkd.base.errors import InputError
+from richkd.models.maps import stage_names, with_maps
 from richkd.models.output import ModelOutput
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["REFERENCE_NAMES", "ModelOutput", "create", "names"]
+__all__ = ["REFERENCE_NAMES", "ModelOutput", "check", "create", "names", "stage_names", "with_maps"]
 
-# By the module that builds them. Names must be known without importing torch: every stage checks
-# the params, and some need no torch.
+# By the file that builds the networks. The names stand here because they must be known without
+# importing torch: every stage checks the params, and some stages need no torch.
 FAMILIES = {
     "resnet": (
         "resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 "
@@ -23,11 +33,11 @@ FAMILIES = {
     "wrn": ["wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"],
     "vgg": ["vgg8", "vgg11", "vgg13", "vgg16", "vgg19"],
     "mobilenetv1": ["mobilenetv1"],
-    "mobilenet": ["mobilenetv2"],
+    "mobilenetv2": ["mobilenetv2"],
     "shufflenet": ["shufflenetv1", "shufflenetv2"],
 }
 
-# What the published checkpoints call a model, where that is not our name.
+# What the published checkpoints call a network, where their name is not ours.
 REFERENCE_NAMES = {
     "mobilenetv2": "MobileNetV2",
     "shufflenetv1": "ShuffleV1",
@@ -38,8 +48,20 @@ REFERENCE_NAMES = {
 
 
 def names() -> list[str]:
-    """Every architecture that `create` knows, but for torchvision's."""
+    """The architectures that `create` knows, without torchvision's."""
     return [name for family in FAMILIES.values() for name in family]
+
+
+def check(name: str) -> None:
+    """Raises InputError where `name` is no architecture; the message says what is allowed.
+
+    Only a name of the form `torchvision/<name>` imports torch, which takes seconds.
+    """
+    if name.startswith("torchvision/"):
+        import_module("richkd.models.torchvision").check(name)
+    elif name not in names():
+        known = ", ".join(names())
+        raise InputError(f"model {name!r} is unknown: must be one of {known}, torchvision/<name>")
 
 
 def create(name: str, num_classes: int) -> nn.Module:
@@ -47,12 +69,13 @@ def create(name: str, num_classes: int) -> nn.Module:
 
     Called with float images (N, 3, H, W) it returns `ModelOutput(logits, features)`: logits
     (N, num_classes) and the pooled vector before the classifier (N, model.feature_dim).
-    `torchvision/<name>` is torchvision's model of that name. Raises ValueError for an unknown name.
+    `torchvision/<name>` is torchvision's network of that name. Raises InputError for an unknown
+    name, and for a network of torchvision that does not end in one linear layer.
     """
-    if name.startswith("torchvision/"):
-        return import_module("richkd.models.torchvision").build(name, num_classes)
-    for family, members in FAMILIES.items():
+    check(name)
+    family = "torchvision"
+    for ours, members in FAMILIES.items():
         if name in members:
-            return import_module(f"richkd.models.{family}").build(name, num_classes)
-    known = ", ".join(names())
-    raise ValueError(f"model {name!r} is unknown: choose one of {known}, torchvision/<name>")
+            family = ours
+    network: nn.Module = import_module(f"richkd.models.{family}").build(name, num_classes)
+    return network

@@ -1,12 +1,12 @@
 """MobileNet, the first one, at full width for ImageNet (Howard et al., 2017).
 
-The student of the distillation literature on ImageNet, with a ResNet-50 as its teacher. Parameters
-are named as in mdistiller, whose network this is but for a pooling that takes every image size.
+The student of the distillation literature on ImageNet, with a ResNet-50 as its teacher. The
+network and the names of its parameters are mdistiller's, but its pooling takes every image size.
 """
 
 from torch import Tensor, nn
 
-from richkd.models.mobilenet import conv_bn
+from richkd.models.mobilenetv2 import conv_bn
 from richkd.models.output import ModelOutput
 
 # Channels and stride of each depthwise separable block.
@@ -24,6 +24,7 @@ BLOCKS = (
 
 
 def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """A depthwise separable block: a 3x3 convolution of each channel, then a 1x1 convolution."""
     return nn.Sequential(
         *conv_bn(inputs, inputs, 3, stride, groups=inputs),
         nn.ReLU(inplace=True),
@@ -33,6 +34,10 @@ def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class MobileNetV1(nn.Module):
+    """`BLOCKS`, a mean over positions, a linear layer."""
+
+    stages = ("model.3", "model.5", "model.11", "model.13")  # as in mdistiller
+
     def __init__(self, num_classes: int):
         super().__init__()
         channels = 32

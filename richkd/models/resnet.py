@@ -2,7 +2,7 @@
 
 `resnet8` to `resnet110` have the paper's widths 16, 16, 32, 64 (stem, then the three stages).
 The `x4` models are those of contrastive representation distillation (Tian et al., ICLR 2020),
-widths 32, 64, 128, 256; `resnet8x2` lies between, widths 16, 32, 64, 128.
+widths 32, 64, 128, 256; `resnet8x2` has 16, 32, 64, 128.
 """
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from richkd.models.output import ModelOutput
 
 
 class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, a projection where the shape changes."""
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -33,13 +35,18 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Depth 6n + 2; `widths` are the channels of the stem and of the three stages."""
 
+    stages = ("layer1", "layer2", "layer3")
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, num_classes: int, depth: int, widths: tuple[int, int, int, int]):
         super().__init__()
-        stem, *stages = widths
+        stem = widths[0]
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         inputs = stem
-        for number, outputs in enumerate(stages, start=1):
+        for number, outputs in enumerate(widths[1:], start=1):
             blocks = []
             for block in range((depth - 2) // 6):
                 stride = 2 if number > 1 and block == 0 else 1
@@ -59,6 +66,7 @@ class ResNet(nn.Module):
         return ModelOutput(self.fc(features), features)
 
 
+# Channels of the stem and of the three stages, by the x<width> of a name.
 WIDTHS = {"": (16, 16, 32, 64), "2": (16, 32, 64, 128), "4": (32, 64, 128, 256)}
 
 

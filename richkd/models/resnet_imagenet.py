@@ -10,7 +10,7 @@ from richkd.models.output import ModelOutput
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """A projection where the shape changes, otherwise nothing."""
+    """A projection where the shape changes, otherwise the identity."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
     conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -18,6 +18,8 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
     expansion = 1
 
     def __init__(self, inputs: int, width: int, stride: int):
@@ -34,6 +36,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; returns `expansion` times `width` channels."""
+
     expansion = 4
 
     def __init__(self, inputs: int, width: int, stride: int):
@@ -53,15 +57,26 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x), inplace=True)
 
 
+Block = type[BasicBlock] | type[Bottleneck]
+
+
 class ResNet(nn.Module):
     """`blocks` are the numbers of blocks in the four stages."""
 
-    def __init__(self, num_classes: int, block: type, blocks: tuple[int, int, int, int]):
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, num_classes: int, block: Block, blocks: tuple[int, int, int, int]):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         inputs = 64
-        for number, (width, count) in enumerate(zip((64, 128, 256, 512), blocks), start=1):
+        for number, (width, count) in enumerate(
+            zip((64, 128, 256, 512), blocks, strict=True), start=1
+        ):
             stage = []
             for index in range(count):
                 stage.append(block(inputs, width, stride=2 if number > 1 and index == 0 else 1))
@@ -79,7 +94,10 @@ class ResNet(nn.Module):
         return ModelOutput(self.linear(features), features)
 
 
-BLOCKS = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet50": (Bottleneck, (3, 4, 6, 3))}
+BLOCKS: dict[str, tuple[Block, tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
 
 
 def build(name: str, num_classes: int) -> ResNet:

@@ -1,8 +1,8 @@
 """ShuffleNets for small images: version 1 (Zhang et al., CVPR 2018), 2 (Ma et al., ECCV 2018).
 
-The students of contrastive representation distillation (Tian et al., ICLR 2020): a 1x1 stem
-without stride or pooling, then three stages of 4, 8 and 4 units. Version 1 has three groups,
-version 2 its width 1.
+Students of contrastive representation distillation (Tian et al., ICLR 2020): a 1x1 stem without
+stride or pooling, then three stages of 4, 8 and 4 units. Version 1 has three groups, version 2 has
+width 1.
 """
 
 import torch
@@ -16,14 +16,18 @@ GROUPS = 3
 
 
 def pointwise(inputs: int, outputs: int, groups: int = 1) -> nn.Conv2d:
+    """A 1x1 convolution."""
     return nn.Conv2d(inputs, outputs, 1, groups=groups, bias=False)
 
 
 def depthwise(channels: int, stride: int) -> nn.Conv2d:
+    """A 3x3 convolution of each channel."""
     return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
 
 
 class Unit1(nn.Module):
+    """Version 1's unit; with stride 2 it halves the resolution."""
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.stride = stride
@@ -50,7 +54,7 @@ class Unit1(nn.Module):
 
 
 class Unit2(nn.Module):
-    """Half of the channels pass unchanged."""
+    """Version 2's unit: half of the channels pass unchanged."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -71,7 +75,7 @@ class Unit2(nn.Module):
 
 
 class DownUnit2(nn.Module):
-    """Both branches see all channels and halve the resolution."""
+    """Version 2's unit with stride 2: both branches take all channels."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -99,18 +103,25 @@ class DownUnit2(nn.Module):
 class ShuffleNet(nn.Module):
     """Initialised by torch's defaults, as the published students are."""
 
+    stages = ("layer1", "layer2", "layer3")
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, num_classes: int, version: int):
         super().__init__()
         self.conv1 = pointwise(3, STEM)
         self.bn1 = nn.BatchNorm2d(STEM)
         inputs = STEM
         widths = (240, 480, 960) if version == 1 else (116, 232, 464)
-        for number, (outputs, units) in enumerate(zip(widths, (4, 8, 4)), start=1):
+        for number, (outputs, units) in enumerate(zip(widths, (4, 8, 4), strict=True), start=1):
+            stage: list[nn.Module]
             if version == 1:
                 stage = [Unit1(inputs, outputs, 2)]
                 stage += [Unit1(outputs, outputs, 1) for _ in range(units - 1)]
             else:
-                stage = [DownUnit2(inputs, outputs), *(Unit2(outputs) for _ in range(units - 1))]
+                stage = [DownUnit2(inputs, outputs)]
+                stage += [Unit2(outputs) for _ in range(units - 1)]
             setattr(self, f"layer{number}", nn.Sequential(*stage))
             inputs = outputs
         self.conv2 = None

@@ -8,16 +8,18 @@ from torch import Tensor, nn
 from richkd.base.errors import InputError
 from richkd.models.output import ModelOutput
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")  # as torchvision names them in all its ResNets
+
 
 class Head(nn.Linear):
-    """A network's last layer that hands on its input, too: the features."""
+    """A network's last layer, which returns its input, the features, along with the logits."""
 
-    def forward(self, features: Tensor) -> ModelOutput:
+    def forward(self, features: Tensor) -> ModelOutput:  # type: ignore[override]
         return ModelOutput(super().forward(features), features)
 
 
 def check(name: str) -> None:
-    """InputError where `torchvision/<name>` is none of torchvision's classifiers."""
+    """Raises InputError where torchvision has no classifier `torchvision/<name>`."""
     short = name.removeprefix("torchvision/")
     known = torchvision.models.list_models(module=torchvision.models)
     if short not in known:
@@ -26,12 +28,12 @@ def check(name: str) -> None:
 
 
 def build(name: str, num_classes: int) -> nn.Module:
-    """`torchvision/<name>`; `feature_dim` is the input of the last linear layer.
+    """`torchvision/<name>`, a name that passed `check`.
 
-    Where a dropout stands before that layer, features in training are those after it. Raises
-    InputError for an unknown name and for a network whose logits are not one linear layer's.
+    `feature_dim` is the input of the last linear layer. Where a dropout stands before that layer,
+    features in training are those after the dropout. `stages` is empty for all but ResNets. Raises
+    InputError for a network whose logits do not come from one linear layer.
     """
-    check(name)
     short = name.removeprefix("torchvision/")
     network = torchvision.models.get_model(short, weights=None, num_classes=num_classes)
     *_, last = network.modules()
@@ -41,7 +43,9 @@ def build(name: str, num_classes: int) -> nn.Module:
             "without auxiliary classifiers"
         )
     # In place, because a wrapper would put a prefix before every parameter's name. torchvision's
-    # classifiers return what their last layer does.
+    # classifiers return what their last layer returns.
     last.__class__ = Head
+    network.arch = name
     network.feature_dim = last.in_features
+    network.stages = STAGES if all(hasattr(network, stage) for stage in STAGES) else ()
     return network

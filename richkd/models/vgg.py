@@ -1,7 +1,7 @@
 """VGG with batch norm and one linear layer (Simonyan and Zisserman, ICLR 2015).
 
 The variants for small images of contrastive representation distillation (Tian et al., ICLR 2020):
-a max pool after each of the first three blocks, a mean over what the fifth leaves.
+a max pool after each of the first three blocks, a mean over the positions after the fifth.
 """
 
 from torch import Tensor, nn
@@ -21,11 +21,20 @@ DEPTHS = {
 
 
 class VGG(nn.Module):
+    """`depths` are the numbers of convolutions in the five blocks."""
+
+    stages = ("block1", "block2", "block3", "block4")  # as published: without the first
+    block0: nn.Sequential
+    block1: nn.Sequential
+    block2: nn.Sequential
+    block3: nn.Sequential
+    block4: nn.Sequential
+
     def __init__(self, num_classes: int, depths: tuple[int, ...]):
         super().__init__()
         inputs = 3
-        for number, (depth, outputs) in enumerate(zip(depths, WIDTHS)):
-            layers = []
+        for number, (depth, outputs) in enumerate(zip(depths, WIDTHS, strict=True)):
+            layers: list[nn.Module] = []
             for _ in range(depth):
                 conv = nn.Conv2d(inputs, outputs, 3, padding=1)
                 layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
@@ -36,9 +45,10 @@ class VGG(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> ModelOutput:
         """Raises ValueError for images smaller than 8x8."""
@@ -48,7 +58,7 @@ class VGG(nn.Module):
         for block in (self.block0, self.block1, self.block2):
             x = F.max_pool2d(block(x), 2)
         x = self.block3(x)
-        if min(height, width) >= 64:  # as published for 64x64: the fifth block sees 4x4 there too
+        if min(height, width) >= 64:  # as published for 64x64: the fifth block gets 4x4 there, too
             x = F.max_pool2d(x, 2)
         features = self.block4(x).mean((2, 3))
         return ModelOutput(self.classifier(features), features)

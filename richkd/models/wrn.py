@@ -10,6 +10,8 @@ from richkd.models.output import ModelOutput
 
 
 class Block(nn.Module):
+    """Batch norm and ReLU before each of two 3x3 convolutions, and a shortcut."""
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
@@ -22,13 +24,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x), inplace=True)
-        # A projection sees the activated input, an identity the raw one.
+        # A projection takes the input after the ReLU, the identity takes the input as it is.
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
 
 
 class Stage(nn.Module):
-    """Its blocks are under the name `layer` because they are in the published checkpoints."""
+    """The blocks are called `layer` because the published checkpoints call them so."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, blocks: int):
         super().__init__()
@@ -40,7 +42,9 @@ class Stage(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Depth 6n + 4."""
+    """Depth 6n + 4. The maps of the stages are those before the last batch norm and ReLU."""
+
+    stages = ("block1", "block2", "block3")
 
     def __init__(self, num_classes: int, depth: int, width: int):
         super().__init__()

@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from richkd import models
+from richkd.base.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -160,9 +161,17 @@ def test_every_name_builds_the_same_weights_from_the_same_seed(name):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="model 'resnet9' is unknown: choose one of resnet8, "):
-        models.create("resnet9", 10)
+def test_unknown_names_are_refused_with_what_is_allowed():
+    allowed = ", ".join([*models.names(), "torchvision/<name>"])
+    for call in (models.check, lambda name: models.create(name, 10)):
+        with pytest.raises(InputError) as refused:
+            call("resnet9")
+        assert str(refused.value) == f"model 'resnet9' is unknown: must be one of {allowed}"
+
+
+@pytest.mark.parametrize("name", [*models.names(), "torchvision/resnet18", "torchvision/vit_b_16"])
+def test_known_names_pass_the_check(name):
+    models.check(name)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +195,12 @@ def test_torchvision_models_give_what_torchvision_gives(name, last):
         torch.testing.assert_close(logits, output.logits)
 
 
-def test_unknown_torchvision_names_are_refused_with_close_ones():
-    with pytest.raises(ValueError, match="model 'torchvision/resnet5' is unknown: .*resnet50"):
-        models.create("torchvision/resnet5", 10)
-    with pytest.raises(ValueError, match="is unknown"):  # torchvision has it, but no classifier
-        models.create("torchvision/fcn_resnet50", 10)
+@pytest.mark.parametrize("check", [models.check, lambda name: models.create(name, 10)])
+def test_unknown_torchvision_names_are_refused_with_close_ones(check):
+    with pytest.raises(InputError, match="model 'torchvision/resnet5' is unknown: .*resnet50"):
+        check("torchvision/resnet5")
+    with pytest.raises(InputError, match="is unknown"):  # torchvision has it, but no classifier
+        check("torchvision/fcn_resnet50")
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
@@ -200,9 +210,111 @@ def test_torchvision_models_without_one_linear_classifier_are_refused(name):
         models.create(f"torchvision/{name}", 10)
 
 
-def test_names_need_no_torch():
+# --- feature maps -------------------------------------------------------------------------------
+
+# Stages, and the sides of their maps of an image of 32 pixels.
+SIDES = {
+    "resnet": [32, 16, 8],
+    "resnet_imagenet": [32, 16, 8, 4],
+    "wrn": [32, 16, 8],
+    "vgg": [16, 8, 4, 4],
+    "mobilenetv1": [8, 4, 2, 1],
+    "mobilenetv2": [16, 8, 4, 2],
+    "shufflenet": [16, 8, 4],
+}
+MAPPED = {name: SIDES[family] for family, names in models.FAMILIES.items() for name in names}
+MAPPED["torchvision/resnet18"] = [8, 4, 2, 1]
+MAPPED["torchvision/resnet50"] = [8, 4, 2, 1]
+
+
+def hooks(model):
+    return [hook for module in model.modules() for hook in module._forward_hooks]
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_maps_after_each_stage(name):
+    model = models.create(name, 7).eval()
+    images = torch.rand(2, 3, 32, 32)
+    plain, mapped = model(images), models.with_maps(model)(images)
+    assert plain.maps == () and not hooks(model)
+    assert isinstance(mapped, models.ModelOutput) and len(mapped) == 2
+    assert torch.equal(mapped.logits, plain.logits)
+    assert torch.equal(mapped.features, plain.features)
+    assert [list(one.shape[2:]) for one in mapped.maps] == [[side, side] for side in MAPPED[name]]
+    assert all(one.dim() == 4 and len(one) == 2 for one in mapped.maps)
+
+    first = next(model.parameters())
+    for one in mapped.maps:
+        (gradient,) = torch.autograd.grad(one.square().sum(), first, retain_graph=True)
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_each_stage_makes_its_map_from_the_map_before():
+    model = models.create("resnet8", 5).eval()
+    output = models.with_maps(model)(torch.rand(2, 3, 16, 16))
+    torch.testing.assert_close(model.layer2(output.maps[0]), output.maps[1], rtol=0, atol=0)
+    torch.testing.assert_close(model.layer3(output.maps[1]), output.maps[2], rtol=0, atol=0)
+    torch.testing.assert_close(output.maps[2].mean((2, 3)), output.features, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_later_layer_writes_into_a_map(name):
+    model = models.create(name, 5).eval()
+    copies = []
+    for stage in model.stages:
+        model.get_submodule(stage).register_forward_hook(
+            lambda module, inputs, output: copies.append(output.clone())
+        )
+    maps = models.with_maps(model)(torch.rand(1, 3, 32, 32)).maps
+    assert all(torch.equal(one, copy) for one, copy in zip(maps, copies, strict=True))
+
+
+def test_a_call_that_fails_leaves_no_hooks():
+    model = models.create("resnet8", 5)
+    with pytest.raises(RuntimeError):
+        models.with_maps(model)(torch.rand(2, 1, 32, 32))
+    assert not hooks(model)
+
+
+def test_maps_of_a_compiled_model():
+    model = models.create("resnet8", 5)
+    forward = models.with_maps(model)
+    compiled = torch.compile(forward, backend="eager")
+    for _ in range(2):  # the second call uses the code of the first
+        images = torch.rand(4, 3, 16, 16)
+        expected, actual = forward(images), compiled(images)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(actual.maps, expected.maps)
+        assert len(actual.maps) == 3 and not hooks(model)
+
+
+def test_float_converts_logits_features_and_maps():
+    model = models.create("resnet8", 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = models.with_maps(model)(torch.rand(2, 3, 16, 16))
+    assert output.logits.dtype == output.maps[0].dtype == torch.bfloat16
+    converted = output.float()
+    assert isinstance(converted, models.ModelOutput) and len(converted.maps) == 3
+    for half, full in zip((*output, *output.maps), (*converted, *converted.maps), strict=True):
+        assert full.dtype == torch.float32 and torch.equal(full, half.float())
+    assert model(torch.rand(2, 3, 16, 16)).float().maps == ()
+
+
+def test_maps_of_networks_without_known_stages_are_refused():
+    for model, name in (
+        (models.create("torchvision/mobilenet_v2", 5), "torchvision/mobilenet_v2"),
+        (torch.nn.Linear(3, 5), "Linear"),
+    ):
+        with pytest.raises(InputError, match=f"^feature maps of {name} are not supported: .+"):
+            models.with_maps(model)
+
+
+# --- importing ----------------------------------------------------------------------------------
+
+
+def test_names_and_their_check_need_no_torch():
     code = (
-        "import sys, richkd.params, richkd.models; richkd.models.names();"
+        "import sys, richkd.params, richkd.models; richkd.models.check(richkd.models.names()[0]);"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
