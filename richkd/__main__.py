@@ -1,4 +1,4 @@
-"""`python -m richkd preset NAME` puts a ready-made experiment in place of params.yaml."""
+"""`python -m richkd preset NAME` replaces params.yaml by a ready-made file."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ PRESETS = Path("presets")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m richkd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    preset = commands.add_parser("preset", help="put presets/NAME.yaml in place of params.yaml")
+    preset = commands.add_parser("preset", help="replace params.yaml by presets/NAME.yaml")
     preset.add_argument("name", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
     arguments = parser.parse_args()
     source = PRESETS / f"{arguments.name}.yaml"

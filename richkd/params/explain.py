@@ -1,82 +1,103 @@
-"""What is wrong in `params.yaml`, in words of its reader."""
+"""What is wrong in params.yaml, in one line for the person who wrote it."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-Kinds = dict[str, dict[str, type]]
+from pydantic_core import ErrorDetails
 
 
-def explain(errors: list[dict[str, Any]], whole: type) -> str:
-    """One line of pydantic's errors, of the first wrong key: its value and what is allowed.
+def explain(errors: Sequence[ErrorDetails], whole: type) -> str:
+    """One line about one wrong key of params.yaml: its value, and what is allowed.
 
-    `whole` is the dataclass whose fields are the sections.
+    `errors` are pydantic's; `whole` is the dataclass whose fields are the sections.
     """
-    kinds = _kinds(whole)
-    # A misspelt key is missing, too: its own spelling says more.
-    unknown = (error for error in errors if error["type"] == "unexpected_keyword_argument")
-    error = next(unknown, errors[0])
-    # A key that takes either of two kinds has an error for each: the deepest knows the value best.
-    for other in errors:
-        if _location(other, kinds)[: len(_location(error, kinds))] == _location(error, kinds):
-            error = max(error, other, key=lambda e: len(_location(e, kinds)))
-    location = _location(error, kinds)
-    key = ".".join(location)
+    error = _most_telling(errors, whole)
+    keys = _keys(error, whole)
+    key = ".".join(part if part.isprintable() else repr(part) for part in keys)
     if error["type"] == "unexpected_keyword_argument":
-        allowed = _keys_beside(error, whole, kinds)
-        close = get_close_matches(location[-1], allowed, n=1)
+        allowed = [field.name for field in fields(_follow(error["loc"][:-1], whole)[1])]
+        close = get_close_matches(keys[-1], allowed, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{key} is not a parameter: {hint}allowed are {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{key} is missing"
-    if error["type"].startswith("union_tag"):  # which kind of section it is, is itself wrong
-        tag = error["ctx"]["discriminator"].strip("'")
-        if error["type"] == "union_tag_not_found":
-            return f"{key}.{tag} is missing"
-        return f"{key}.{tag} is {error['ctx']['tag']!r}: must be one of {error['ctx']['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.{_discriminator(error)} is missing"
+    if error["type"] == "union_tag_invalid":
+        tag, allowed_tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        return f"{key}.{_discriminator(error)} is {tag!r}: must be one of {allowed_tags}"
     if not key:  # a check across sections names its keys itself
-        return str(error.get("ctx", {}).get("error", error["msg"]))
-    same = [_message(other) for other in errors if _location(other, kinds) == location]
+        return _message(error)
+    if error["loc"][-1] == "[key]":  # what pydantic says of a name in a section of named values
+        return f"{key} has the name {error['input']!r}: {_message(error)}"
+    same = [_message(other) for other in errors if _keys(other, whole) == keys]
     return f"{key} is {error['input']!r}: {' or '.join(same)}"
 
 
-def _message(error: dict[str, Any]) -> str:
+def _most_telling(errors: Sequence[ErrorDetails], whole: type) -> ErrorDetails:
+    # A misspelt key has two errors: its own, and one for the key that is missing.
+    unknown = (error for error in errors if error["type"] == "unexpected_keyword_argument")
+    first = next(unknown, errors[0])
+    # A value of one kind or another has an error for each kind. The deepest knows the value best.
+    keys = _keys(first, whole)
+    below = [error for error in errors if _keys(error, whole)[: len(keys)] == keys]
+    return max([first, *below], key=lambda error: len(_keys(error, whole)))
+
+
+def _message(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return error["msg"].removeprefix("Input ").removeprefix("Tuple ")
 
 
-def _location(error: dict[str, Any], kinds: Kinds) -> list[str]:
-    """The keys down to the value, without pydantic's names for the branches of a union."""
-    parts = [str(part) for part in error["loc"]]
-    if len(parts) > 1 and parts[0] in kinds:
-        del parts[1]  # the kind of section
-    kept = [part for part in parts if part.isidentifier() or part.isdigit()]
-    if error["type"] == "unexpected_keyword_argument" and kept[-1:] != parts[-1:]:
-        kept.append(parts[-1])  # a wrong key may look like anything
-    return kept
+def _discriminator(error: ErrorDetails) -> str:
+    """The key whose value says which kind of section this is."""
+    return str(error["ctx"]["discriminator"]).strip("'")
 
 
-def _keys_beside(error: dict[str, Any], whole: type, kinds: Kinds) -> list[str]:
-    """The keys allowed where a wrong one stands."""
-    kind: Any = whole
-    if len(error["loc"]) > 1 and error["loc"][0] in kinds:
-        kind = kinds[error["loc"][0]][error["loc"][1]]
-        path = error["loc"][2:-1]
-    else:
-        path = error["loc"][:-1]
-    for part in path:
-        kind = get_type_hints(kind)[part]
-    return [field.name for field in fields(kind)]
+def _keys(error: ErrorDetails, whole: type) -> list[str]:
+    """The keys of params.yaml down to the wrong one."""
+    location = error["loc"]
+    if error["type"] != "unexpected_keyword_argument" and location[-1:] == ("[key]",):
+        location = location[:-2]  # the name that is wrong is not yet a key
+    return _follow(location, whole)[0]
 
 
-def _kinds(whole: type) -> Kinds:
-    """The sections that come in several kinds, by the word that tells these apart."""
-    kinds = {}
-    for name, hint in get_type_hints(whole, include_extras=True).items():
-        if tag := getattr(getattr(hint, "__metadata__", [None])[0], "discriminator", None):
-            of = {}
-            for kind in get_args(get_args(hint)[0]):
-                of |= dict.fromkeys(get_args(get_type_hints(kind)[tag]), kind)
-            kinds[name] = of
-    return kinds
+def _follow(location: Sequence[int | str], whole: type) -> tuple[list[str], Any]:
+    """The keys in pydantic's `location`, and the type of what the last of them holds.
+
+    Between the keys, pydantic has names of its own for the kinds of value that a key takes.
+    """
+    keys: list[str] = []
+    hint: Any = whole
+    for part in location:
+        kind = _without_none(hint)
+        if is_dataclass(kind):
+            keys.append(str(part))
+            hint = get_type_hints(kind, include_extras=True).get(str(part))
+        elif get_origin(kind) is dict:
+            keys.append(str(part))
+            hint = get_args(kind)[1]
+        elif isinstance(part, int):  # a place in a list
+            keys.append(str(part))
+        elif tag := getattr(getattr(hint, "__metadata__", [None])[0], "discriminator", None):
+            hint = next(
+                option
+                for option in get_args(kind)
+                if part in get_args(get_type_hints(option).get(tag))
+            )
+    return keys, _without_none(hint)
+
+
+def _without_none(hint: Any) -> Any:
+    """`hint` without its checks, and without the None that is allowed beside one other type."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (Union, UnionType):
+        options = [option for option in get_args(hint) if option is not NoneType]
+        if len(options) == 1:
+            return _without_none(options[0])
+    return hint

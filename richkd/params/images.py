@@ -1,24 +1,22 @@
 """The sections of params.yaml about images: data set, views, corruptions."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from richkd.params.kinds import (
     Count,
+    ListOf,
     Positive,
     Seed,
     Sha256,
     Text,
     Urls,
     Whole,
-    list_of,
     section,
 )
 
-# What the corruption benchmarks have, and the four that they keep for validation; `richkd.data.corruptions`
-# makes them.
-BENCHMARK = (
+Benchmark = Literal[
     "gaussian_noise",
     "shot_noise",
     "impulse_noise",
@@ -34,11 +32,12 @@ BENCHMARK = (
     "elastic_transform",
     "pixelate",
     "jpeg_compression",
-)
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-
-
-Corruption = Literal[*BENCHMARK, *EXTRA]
+]
+Extra = Literal["speckle_noise", "gaussian_blur", "spatter", "saturate"]
+Corruption = Literal[Benchmark, Extra]
+# The corruptions of the benchmark, and the four more that the benchmark keeps for validation.
+BENCHMARK: tuple[str, ...] = get_args(Benchmark)
+EXTRA: tuple[str, ...] = get_args(Extra)
 
 
 @section
@@ -46,7 +45,7 @@ class Digits:
     """The embedded data set, composed by `prepare`."""
 
     name: Literal["digits"]
-    classes: Literal["all"] | list_of(str)  # all, or the class names to keep
+    classes: Literal["all"] | ListOf[str]  # all, or the class names to keep
     train_per_class: Count  # labelled training images a class
     validation_images: Count
     test_images: Count
@@ -61,7 +60,7 @@ class Cifar:
     name: Literal["cifar100", "cifar10"]
     urls: Urls  # tried in turn, unless `archive` is given
     archive: Text | None  # a local copy
-    sha256: Sha256 | None  # of an archive that is not the official one
+    sha256: Sha256 | None  # of the archive, where it is not the official one
     train_per_class: Literal["all"] | Count  # labelled training images a class
     validation: Whole  # images taken from the training images; 0 trains on all of them
     captioned_images: Whole  # training images with captions, where CLIP is trained
@@ -75,11 +74,11 @@ class Folders:
     `val` is the test set, as in ImageNet's papers.
     """
 
-    root: Text  # holds train/ and val/; recorded as it is written here
-    classes: Literal["all"] | list_of(str)  # all, or the folders to keep
-    expect_train: Count | None  # images that must be there; null: as many as there are
-    expect_val: Count | None
-    unreadable: Whole  # files that may be cut off or no images; they are named and left out
+    root: Text  # the folder that holds train/ and val/; records repeat the path as written here
+    classes: Literal["all"] | ListOf[str]  # all, or the folders to keep
+    expect_train: Count | None  # how many images train/ must hold; null: any number
+    expect_val: Count | None  # the same for val/
+    unreadable: Whole  # how many files may be damaged; they are named and left out
     train_per_class: Literal["all"] | Count  # labelled training images a class
     validation: Whole  # images taken from the training images; 0 trains on all of them
     captioned_images: Whole  # training images with captions, where CLIP is trained
@@ -95,15 +94,15 @@ class ImageNet(Folders):
 
 @section
 class Folder(Folders):
-    """Any other such data set."""
+    """A data set of your own."""
 
     name: Literal["folder"]
-    names: Text | None  # a JSON of readable names by folder; null: the folders' own
+    names: Text | None  # JSON file, {folder: readable name}; null: the folders' names
 
 
 @section
 class PaddedCrops:
-    """Every crop of the image padded by `pad` pixels, and its mirror: as many as are finite."""
+    """Every crop of the image padded by `pad` pixels, and with `flip` its mirror image."""
 
     augmentation: Literal["padded_crop"]
     pad: Whole
@@ -112,11 +111,11 @@ class PaddedCrops:
 
 @section
 class ResizedCrops:
-    """A crop of random size and shape, resized; without it, the centre of the resized image."""
+    """Training: a crop of random size and shape, resized. Inference: the centre of the image."""
 
     augmentation: Literal["resized_crop"]
     size: Annotated[int, Field(ge=16)]  # side of what the networks see, in pixels
-    resize: Count  # the shorter side, before the centre is cut out
+    resize: Count  # length of the shorter side before the centre is cut out, in pixels
     scale: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]  # of the area
     ratio: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]  # width to height
     flip: bool
@@ -127,8 +126,8 @@ Views = PaddedCrops | ResizedCrops
 
 @section
 class CorruptionSets:
-    names: list_of(Corruption)
-    severities: list_of(Annotated[int, Field(ge=1, le=5)])
+    names: ListOf[Corruption]
+    severities: ListOf[Annotated[int, Field(ge=1, le=5)]]
 
 
 @section
@@ -147,14 +146,14 @@ class DownloadedCorruptions(CorruptionSets):
 
 @section
 class LocalCorruptions(CorruptionSets):
-    """The published sets, as their tar or its folder."""
+    """The published sets in a local tar, or in its unpacked folder."""
 
     source: Literal["path"]
     path: Text
 
 
 Corruptions = GeneratedCorruptions | DownloadedCorruptions | LocalCorruptions
-CORRUPTION_SOURCES = {
+CORRUPTION_SOURCES = {  # by the name of the data set
     "digits": ["generate"],
     "cifar10": ["generate", "download", "path"],
     "cifar100": ["generate", "download", "path"],

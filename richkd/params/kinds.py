@@ -1,27 +1,25 @@
-"""Kinds of values, which the sections of params.yaml share."""
+"""The kinds of values in params.yaml, and the decorator that makes a class one of its sections."""
 
-from functools import partial
+import re
 from string import Formatter
-from typing import Annotated, Any
+from typing import Annotated, TypeVar, cast, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-section = partial(
-    dataclass,
-    frozen=True,
-    kw_only=True,
-    config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
-)
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+Class = TypeVar("Class")
+Item = TypeVar("Item")
 
 
-def _distinct(values: tuple) -> tuple:
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: type[Class]) -> type[Class]:
+    """Make `cls` a section: a frozen dataclass that checks its values and never converts them."""
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    made = dataclass(cls, frozen=True, kw_only=True, config=config)
+    return cast(type[Class], made)
+
+
+def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
     if len(set(values)) < len(values):
         raise ValueError("must not name anything twice")
     return values
@@ -37,13 +35,22 @@ def _template(text: str) -> str:
     return text
 
 
-def list_of(item: Any) -> Any:
-    """A list with at least one item and none twice."""
-    return Annotated[tuple[item, ...], Field(min_length=1), AfterValidator(_distinct)]
+def _name(text: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9_]*", text):
+        raise ValueError("a name is a small letter, then small letters, digits or _")
+    return text
 
 
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+Name = Annotated[str, AfterValidator(_name)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Urls = list_of(Annotated[str, Field(pattern="^https?://")])
-Prompts = list_of(Annotated[str, AfterValidator(_template)])
+# A list with at least one item and none twice.
+ListOf = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(_distinct)]
+Urls = ListOf[Annotated[str, Field(pattern="^https?://")]]
+Prompts = ListOf[Annotated[str, AfterValidator(_template)]]

@@ -1,4 +1,4 @@
-"""The sections of params.yaml about teachers: where both come from, their tables, their fusion."""
+"""The sections of params.yaml about the two teachers: sources, tables, fusion."""
 
 from typing import Annotated, Literal
 
@@ -6,6 +6,7 @@ from pydantic import Field
 
 from richkd.params.kinds import (
     Count,
+    ListOf,
     Positive,
     Prompts,
     Seed,
@@ -14,7 +15,6 @@ from richkd.params.kinds import (
     Text,
     Urls,
     Weight,
-    list_of,
     section,
 )
 from richkd.params.students import Training
@@ -24,7 +24,7 @@ from richkd.params.students import Training
 class TrainedTeacher(Training):
     source: Literal["train"]
     seed: Seed
-    min_accuracy: Share  # on the test images; below, the teacher stage fails
+    min_accuracy: Share  # on the test images; with less, the teacher stage fails
 
 
 @section
@@ -42,7 +42,7 @@ class CheckpointTeacher:
 
 @section
 class MdistillerTeacher:
-    """One of the teachers that the papers share, from `cifar_teachers.tar`."""
+    """A published CIFAR-100 teacher that many papers use, from `cifar_teachers.tar`."""
 
     source: Literal["mdistiller"]
     arch: str
@@ -53,7 +53,7 @@ class MdistillerTeacher:
 
 @section
 class TorchvisionTeacher:
-    """One of torchvision's, by its name there, with its weights by their name there."""
+    """A classifier of torchvision, with its weights; torchvision has the names of both."""
 
     source: Literal["torchvision"]
     arch: str
@@ -94,10 +94,9 @@ class ClipTraining:
 class Prompting:
     """How CLIP's text becomes a classifier."""
 
-    prompts: Literal["imagenet80"] | Prompts  # the mean over these; imagenet80 are open_clip's
-    logit_scale: (
-        Literal["model"] | Annotated[float, Field(gt=0, le=1000)]
-    )  # logits are this times the cosine
+    prompts: Literal["imagenet80"] | Prompts  # averaged; imagenet80: the 80 of open_clip
+    # The logits are the cosines times this number; "model" is the number of the CLIP model itself.
+    logit_scale: Literal["model"] | Annotated[float, Field(gt=0, le=1000)]
 
 
 @section
@@ -109,7 +108,7 @@ class TrainedClip(Prompting):
 
 @section
 class PretrainedClip(Prompting):
-    """Any (model, tag) of open_clip."""
+    """A model and its weights, the tag, by their names in open_clip."""
 
     source: Literal["pretrained"]
     model: Text
@@ -118,11 +117,11 @@ class PretrainedClip(Prompting):
 
 @section
 class CheckpointClip(Prompting):
-    """A local file with weights of one of open_clip's models."""
+    """Weights of a model of open_clip, in a local file."""
 
     source: Literal["checkpoint"]
     model: Text
-    tag: Text | None  # which of open_clip's weights these are: says how images are prepared
+    tag: Text | None  # open_clip's name for these weights: says how images are prepared
     path: Text
     sha256: Sha256  # of the file, since DVC does not see it change
 
@@ -132,18 +131,19 @@ Clip = TrainedClip | PretrainedClip | CheckpointClip
 
 @section
 class Cache:
-    """Which views each teacher's table holds; a teacher that is `online` has none and runs along."""
+    """Which views the tables of the teachers hold; an `online` teacher runs along instead."""
 
     teacher: Literal["center", "all", "online"]
     clip: Literal["center", "all"]
-    top_k: Count | None  # logits kept a view, beside the mean of what the others have; null: all
+    # How many of the largest logits a table keeps for a view, with the mean of the rest; null: all.
+    top_k: Count | None
     batch_size: Count
 
 
 @section
 class Fusion:
-    """z_F = alpha z_T + (1 - alpha) z_C, and lam for features alike."""
+    """Fused logits are alpha z_T + (1 - alpha) z_C; lam mixes the features in the same way."""
 
     alpha: Share
     lam: Share
-    grid: list_of(Share)  # the alphas that the diagnostics try
+    grid: ListOf[Share]  # the alphas that the diagnostics try

@@ -1,10 +1,17 @@
-"""The sections of params.yaml about training: how SGD trains, and by which losses."""
+"""The sections of params.yaml about students: how SGD trains them, and by which losses.
 
-from typing import Annotated, Literal
+A new loss needs one more subclass of `Term` here: `Variant` has a field for every subclass.
+"""
 
-from pydantic import Field
+import re
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from richkd.params.kinds import Count, Positive, Seed, Share, Weight, list_of, section
+from pydantic import AfterValidator, Field
+
+from richkd.params.kinds import Count, ListOf, Positive, Seed, Share, Weight, Whole, section
+
+Class = TypeVar("Class")
 
 
 @section
@@ -21,34 +28,153 @@ class Training:
     weight_decay: Weight
 
 
-Baseline = Literal["ce", "kd"]
-Variant = Literal["L", "F", "LF"]
+@section
+class Term:
+    """One loss in the weighted sum that a student minimises.
+
+    A subclass has the options of one loss. Its name in lower case is the name of the loss, in
+    params.yaml and in `richkd.losses`, where the paper stands.
+    """
+
+    weight: Weight
+    warm_up: Whole = 0  # epochs in which the weight rises linearly from 0; 0: full from the start
+
+    # Whether the loss compares feature maps, which only a conventional teacher that runs along has.
+    needs_maps: ClassVar[bool] = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of the loss function: all fields but the weight and the warm-up."""
+        return {name: getattr(self, name) for name in _names(self) if name not in _names(Term)}
+
+
+def _names(of: Any) -> list[str]:
+    return [field.name for field in fields(of)]
 
 
 @section
-class Crd:
+class Ce(Term):
+    """Cross entropy with the labels."""
+
+    weight: Weight = 1.0
+
+
+@section
+class Kd(Term):
+    """Hinton's knowledge distillation."""
+
+    temperature: Positive
+    standardize: bool = False  # the logits of both have mean 0 and deviation 1 before
+
+
+@section
+class Dkd(Term):
+    """Decoupled knowledge distillation: alpha on the labelled class, beta on the other classes."""
+
+    alpha: Weight
+    beta: Weight
+    temperature: Positive
+
+
+@section
+class Mlkd(Term):
+    """Multi-level logit distillation: images, batch and classes, at several temperatures."""
+
+    temperatures: ListOf[Positive]
+
+
+@section
+class Dist(Term):
+    """DIST: correlations, beta over the classes of an image, gamma over the images of a batch."""
+
+    beta: Weight
+    gamma: Weight
+    temperature: Positive
+
+
+@section
+class Rkd(Term):
+    """Relational knowledge distillation: distances and angles between the images of a batch."""
+
+    distance_weight: Weight
+    angle_weight: Weight
+
+
+@section
+class Sp(Term):
+    """Similarity-preserving distillation: inner products between the images of a batch."""
+
+
+@section
+class Pkt(Term):
+    """Probabilistic knowledge transfer: similarities in a batch, read as probabilities."""
+
+
+@section
+class Crd(Term):
     """Contrastive representation distillation."""
 
-    dim: Count
-    num_negatives: Count
+    dim: Count  # of the space in which features are compared
+    num_negatives: Count  # images of other classes that each image is compared with
     negatives: Literal["auto", "per_sample", "shared"]  # auto: shared above 200,000 images
     temperature: Annotated[float, Field(ge=0.02)]  # exp(1/temperature) must fit 32 bits
-    momentum: Annotated[float, Field(ge=0, lt=1)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # share of its old value that a memory keeps
 
 
 @section
-class BaselineParams:
-    variants: list_of(Baseline)
-    temperature: Positive
-    ce_weight: Weight
-    logit_weight: Weight
+class At(Term):
+    """Attention transfer: where the feature maps are large, by the mean of their p-th powers."""
+
+    p: Positive
+    needs_maps = True
+
+
+@section
+class Nst(Term):
+    """Neuron selectivity transfer: the distributions of the channels of the feature maps."""
+
+    needs_maps = True
+
+
+def _variant_name(text: str) -> str:
+    # A variant's name is the name of a folder, and some file systems ignore the case.
+    taken = ("teacher", "clip", "fused", "ce")
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", text) or text.lower() in taken:
+        raise ValueError(
+            "a name is a letter, then letters, digits or _; teacher, clip, fused and ce are taken"
+        )
+    return text
+
+
+VariantName = Annotated[str, AfterValidator(_variant_name)]
+
+
+def _with_every_term(cls: type[Class]) -> type[Class]:
+    """`cls`, a section, with one field more for each loss but ce; None where it is left out."""
+    kinds = {kind.__name__.lower(): kind for kind in Term.__subclasses__() if kind is not Ce}
+    hints = {name: kind | None for name, kind in kinds.items()}
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__annotations__": hints}
+    return section(type(cls.__name__, (cls,), names | dict.fromkeys(kinds)))
+
+
+@_with_every_term
+@section
+class Variant:
+    """The teacher of some students, and the losses that they minimise."""
+
+    teacher: Literal["teacher", "clip", "fused"]
+    ce: Ce = Ce()
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms of the loss by name: ce first, the others in the order of this file."""
+        values = {name: getattr(self, name) for name in _names(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Term)}
 
 
 @section
 class Distill:
-    variants: list_of(Variant)
-    seeds: list_of(Seed)  # one student each, for the baselines too
-    temperature: Positive
-    ce_weight: Weight
-    logit_weight: Weight
-    feature_weight: Weight
+    """Which students are trained: one for each seed under each variant, and without a teacher."""
+
+    seeds: ListOf[Seed]
+    variants: dict[VariantName, Variant]

@@ -1,12 +1,13 @@
 """The experiment: every section of `params.yaml` as a frozen dataclass.
 
-`load` checks the whole file, so that a mistake anywhere stops the first stage that runs, and
-returns only the parts a stage names, so that it cannot read what its `params:` in `dvc.yaml` does
+`load` checks the whole file, so that a mistake anywhere stops the first stage that runs. It returns
+only the parts that a stage names, so that a stage cannot read what its `params:` in `dvc.yaml` do
 not declare.
 """
 
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
 
 from richkd import models
 from richkd.base.errors import InputError, one_line
@@ -26,9 +28,10 @@ from richkd.params.images import (
     Folder,
     Folders,
     ImageNet,
+    ResizedCrops,
     Views,
 )
-from richkd.params.kinds import Count, Name, Share, Text, list_of, section
+from richkd.params.kinds import Count, Name, Share, Text, section
 from richkd.params.sources import (
     Cache,
     Clip,
@@ -38,7 +41,7 @@ from richkd.params.sources import (
     TorchvisionTeacher,
     TrainedClip,
 )
-from richkd.params.students import BaselineParams, Crd, Distill, Training
+from richkd.params.students import Distill, Training, Variant
 
 
 @section
@@ -54,7 +57,6 @@ class Runtime:
 
 @section
 class Evaluate:
-    models: list_of(Literal["teacher", "clip", "ce", "kd", "L", "F", "LF"])
     batch_size: Count
 
 
@@ -74,8 +76,6 @@ class Params:
     cache: Cache
     student: Training
     fusion: Fusion
-    crd: Crd
-    baseline: BaselineParams
     distill: Distill
     corruptions: Annotated[Corruptions, Field(discriminator="source")]
     shifted: dict[Name, Text | Annotated[tuple[Text, ...], Field(min_length=2, max_length=2)]]
@@ -83,121 +83,201 @@ class Params:
     calibration: Calibration
 
     def __post_init__(self) -> None:
-        for key in ("teacher", "student"):
-            network = getattr(self, key)
-            known_there = isinstance(network, TorchvisionTeacher)
-            arch = f"torchvision/{network.arch}" if known_there else network.arch
-            if arch.startswith("torchvision/"):
-                from richkd.models import torchvision  # and torch, which take seconds
+        """Raises InputError where sections do not go together."""
+        _check_networks(self)
+        _check_views(self)
+        _check_shifted_sets(self)
+        _check_runtime(self.runtime)
+        _check_clip(self)
+        _check_sources(self)
+        for name, variant in self.distill.variants.items():
+            _check_variant(f"distill.variants.{name}", variant, self.cache)
+        _check_variant_names(list(self.distill.variants))
 
-                try:
-                    torchvision.check(arch)
-                except InputError as error:
-                    raise InputError(f"{key}.arch: {error}") from None
-            elif arch not in models.names():
-                allowed = ", ".join(models.names())
+
+def _check_networks(params: Params) -> None:
+    """Known architectures, whose learning rate falls before the training ends."""
+    for key, network in (("teacher", params.teacher), ("student", params.student)):
+        of_torchvision = isinstance(network, TorchvisionTeacher)
+        arch = f"torchvision/{network.arch}" if of_torchvision else network.arch
+        try:
+            models.check(arch)
+        except InputError as error:
+            raise InputError(f"{key}.arch: {error}") from None
+        if isinstance(network, Training) and network.schedule == "step":
+            if late := [epoch for epoch in network.milestones if epoch >= network.epochs]:
                 raise InputError(
-                    f"{key}.arch is {arch!r}: must be one of {allowed}, torchvision/<name>"
+                    f"{key}.milestones is {late}: must be below {network.epochs} epochs"
                 )
-            if isinstance(network, Training):
-                late = [epoch for epoch in network.milestones if epoch >= network.epochs]
-                if network.schedule == "step" and late:
-                    raise InputError(
-                        f"{key}.milestones is {late}: must be below {network.epochs} epochs"
-                    )
-        self._check_files()
-        if self.runtime.step == "compile" and self.runtime.seeds_at_once > 1:
+
+
+def _check_views(params: Params) -> None:
+    """Padded crops of images in arrays, or resized crops of images in files."""
+    views, dataset = params.views, params.dataset
+    needed = "resized_crop" if isinstance(dataset, Folders) else "padded_crop"
+    if views.augmentation != needed:
+        raise InputError(
+            f"views.augmentation is {views.augmentation!r}: must be {needed!r} for {dataset.name}"
+        )
+    if not isinstance(views, ResizedCrops):
+        return
+    for key, (low, high), limit in (("scale", views.scale, 1), ("ratio", views.ratio, None)):
+        if low > high or limit and high > limit:
             raise InputError(
-                f"runtime.seeds_at_once is {self.runtime.seeds_at_once}: must be 1 where runtime.step "
-                "is 'compile', whose graphs share one memory"
+                f"views.{key} is {[low, high]}: must be two numbers, the smaller first"
+                + (f", at most {limit}" if limit else "")
             )
-        if isinstance(self.clip, TrainedClip):
-            towers = self.clip.model
-            if towers.text_width % towers.text_heads:
-                raise InputError(
-                    f"clip.model.text_heads is {towers.text_heads}: must divide text_width, "
-                    f"{towers.text_width}"
-                )
-            if not self.dataset.captioned_images:
-                raise InputError(
-                    "dataset.captioned_images is 0: clip.source train needs images to train on"
-                )
-        if isinstance(self.teacher, MdistillerTeacher) and self.dataset.name != "cifar100":
-            raise InputError("teacher.source is 'mdistiller': these teachers know cifar100 alone")
-        allowed = CORRUPTION_SOURCES[self.dataset.name]
-        if self.corruptions.source not in allowed:
+    if views.resize < views.size:
+        raise InputError(
+            f"views.resize is {views.resize}: must be at least views.size, {views.size}"
+        )
+    for name in ("teacher", "clip"):
+        if getattr(params.cache, name) == "all":
             raise InputError(
-                f"corruptions.source is {self.corruptions.source!r}: must be "
-                f"{' or '.join(map(repr, allowed))} for {self.dataset.name}"
+                f"cache.{name} is 'all': the number of views of resized_crop is not finite"
             )
-        trained = ["teacher", "clip", *self.baseline.variants, *self.distill.variants]
-        if set(trained) != set(self.evaluate.models):
+
+
+def _check_shifted_sets(params: Params) -> None:
+    """A path is a folder of images in files; a pair of paths is images and labels in arrays."""
+    in_files = isinstance(params.dataset, Folders)
+    for name, path in params.shifted.items():
+        if isinstance(path, str) != in_files:
+            kind = "a folder" if in_files else "two .npy files, images and labels"
             raise InputError(
-                f"evaluate.models is {list(self.evaluate.models)}: must be {trained}, the teachers "
-                "and what baseline.variants and distill.variants train"
+                f"shifted.{name} is {path!r}: must be {kind} for {params.dataset.name}"
             )
 
-    def _check_files(self) -> None:
-        """What goes with images in files, and what with those in arrays."""
-        files, views = isinstance(self.dataset, Folders), self.views
-        needed = "resized_crop" if files else "padded_crop"
-        if views.augmentation != needed:
+
+def _check_runtime(runtime: Runtime) -> None:
+    if runtime.step == "compile" and runtime.seeds_at_once > 1:
+        raise InputError(
+            f"runtime.seeds_at_once is {runtime.seeds_at_once}: must be 1 where runtime.step "
+            "is 'compile', whose graphs share one memory"
+        )
+
+
+def _check_clip(params: Params) -> None:
+    """Towers that can be built, and images to train them on."""
+    if not isinstance(params.clip, TrainedClip):
+        return
+    towers = params.clip.model
+    if towers.text_width % towers.text_heads:
+        raise InputError(
+            f"clip.model.text_heads is {towers.text_heads}: must divide text_width, "
+            f"{towers.text_width}"
+        )
+    if not params.dataset.captioned_images:
+        raise InputError(
+            "dataset.captioned_images is 0: clip.source train needs images to train on"
+        )
+
+
+def _check_sources(params: Params) -> None:
+    """Published teachers and corrupted images only for the data set that they belong to."""
+    name, source = params.dataset.name, params.corruptions.source
+    if isinstance(params.teacher, MdistillerTeacher) and name != "cifar100":
+        raise InputError("teacher.source is 'mdistiller': these teachers know cifar100 alone")
+    if source not in CORRUPTION_SOURCES[name]:
+        allowed = " or ".join(map(repr, CORRUPTION_SOURCES[name]))
+        raise InputError(f"corruptions.source is {source!r}: must be {allowed} for {name}")
+
+
+def _check_variant(key: str, variant: Variant, cache: Cache) -> None:
+    """A term to learn from the teacher, who must have what the term compares."""
+    if list(variant.terms) == ["ce"]:
+        raise InputError(f"{key} names no term but ce: the student alone is trained anyway, as ce")
+    for name, term in variant.terms.items():
+        if term.needs_maps and (variant.teacher, cache.teacher) != ("teacher", "online"):
             raise InputError(
-                f"views.augmentation is {views.augmentation!r}: must be {needed!r} for {self.dataset.name}"
+                f"{key}.{name} compares feature maps, which no table holds: needs teacher: "
+                f"teacher, here {variant.teacher}, and cache.teacher: online, here {cache.teacher}"
             )
-        if files:
-            for key, bounds in (("scale", views.scale), ("ratio", views.ratio)):
-                if bounds[0] > bounds[1] or key == "scale" and bounds[1] > 1:
-                    raise InputError(
-                        f"views.{key} is {list(bounds)}: must be two numbers, the smaller first"
-                        + (", at most 1" if key == "scale" else "")
-                    )
-            if views.resize < views.size:
-                raise InputError(
-                    f"views.resize is {views.resize}: must be at least views.size, {views.size}"
-                )
-            for name in ("teacher", "clip"):
-                if getattr(self.cache, name) == "all":
-                    raise InputError(
-                        f"cache.{name} is 'all': there is no end of views of resized_crop"
-                    )
-        for name, path in self.shifted.items():
-            if isinstance(path, str) != files:
-                kind = "a folder" if files else "two .npy files, images and labels"
-                raise InputError(
-                    f"shifted.{name} is {path!r}: must be {kind} for {self.dataset.name}"
-                )
 
 
-def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
-    """Check the whole file and return the parts named: sections, or `section.key`.
+def _check_variant_names(names: list[str]) -> None:
+    """Names are folders, and some file systems take models/kd and models/KD for one folder."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise InputError(
+                f"distill.variants has the names {other!r} and {name!r}: names must differ in more "
+                "than the case of letters"
+            )
 
-    `load("runtime", "distill.seeds")` has `.runtime` whole and of `.distill` only `.seeds`.
-    Raises InputError naming the key, its value and what is allowed.
-    """
+
+@cache
+def _checker() -> TypeAdapter[Params]:
+    return TypeAdapter(Params)
+
+
+def _read(path: Path | str) -> Params:
     try:
+        text = Path(path).read_text()
+        if alias := _first_alias(text):
+            raise InputError(
+                f"{path}: line {alias.start_mark.line + 1} has the alias *{alias.anchor}: write "
+                "the value out, since -S for one of its places would silently change the others"
+            )
         # YAML 1.2, as DVC writes it: 1e-05 is a number, and no key may stand twice.
-        raw = YAML(typ="safe", pure=True).load(Path(path).read_text()) or {}
+        raw = YAML(typ="safe", pure=True).load(text) or {}
         # JSON, since strict checks then take a list for a tuple, and nothing else for it.
-        params = TypeAdapter(Params).validate_json(json.dumps(raw))
+        return _checker().validate_json(json.dumps(raw))
     except (YAMLError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable as YAML: {one_line(error)}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error.errors(), Params)}") from None
+
+
+def _first_alias(text: str) -> AliasEvent | None:
+    events = YAML(typ="safe", pure=True).parse(text)
+    return next((event for event in events if isinstance(event, AliasEvent)), None)
+
+
+def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
+    """Check the whole file and return the parts named: sections, or what they hold.
+
+    `load("runtime", "distill.seeds")` has `.runtime` whole and of `.distill` only `.seeds`;
+    `load("distill.variants.LF")` has `.distill.variants.LF`. Raises InputError that names the key,
+    its value and what is allowed.
+    """
+    params = _read(path)
     chosen = SimpleNamespace()
     for key in keys:
-        scope, value, (*parents, name) = chosen, params, key.split(".")
-        for parent in parents:
-            value = getattr(value, parent)
-            if not hasattr(scope, parent):
-                setattr(scope, parent, SimpleNamespace())
-            scope = getattr(scope, parent)
-        setattr(scope, name, getattr(value, name))
+        value: Any = params
+        scope = chosen
+        parts = key.split(".")
+        for depth, name in enumerate(parts):
+            members = _members(value)
+            if name not in members:
+                place = ".".join(parts[:depth]) or path
+                there = ", ".join(members) or "none"
+                raise InputError(f"{place} has no {name!r}: there are {there}")
+            value = members[name]
+            if depth < len(parts) - 1:
+                scope = vars(scope).setdefault(name, SimpleNamespace())
+        setattr(scope, parts[-1], value)
     return chosen
 
 
+def _members(value: Any) -> dict[str, Any]:
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return value if isinstance(value, dict) else {}
+
+
 def to_dict(chosen: Any) -> Any:
-    """What `load` returned, or parts of it, as plain dicts and lists: to record beside a model."""
-    return json.loads(
-        json.dumps(chosen, default=lambda x: asdict(x) if is_dataclass(x) else vars(x))
-    )
+    """What `load` returned, or parts of it, as plain dicts and lists: to record beside a model.
+
+    What params.yaml may leave out is left out where it has its default value: a new option changes
+    no record of an older run.
+    """
+
+    def plain(value: Any) -> dict[str, Any]:
+        if isinstance(value, SimpleNamespace):
+            return value.__dict__
+        defaults = {field.name: field.default for field in fields(value)}
+        return {key: held for key, held in _members(value).items() if held != defaults[key]}
+
+    return json.loads(json.dumps(chosen, default=plain))
