@@ -1,4 +1,4 @@
-"""dvc.yaml declares what the stages' code reads: params by their keys, deps by its imports."""
+"""dvc.yaml agrees with the scripts: the params they load, the fingerprints they follow from."""
 
 import ast
 import re
@@ -8,70 +8,27 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# A stage with `foreach` or `matrix` stands for many: what follows holds for each of them.
+STAGES = {name: stage.get("do", stage) for name, stage in FILE.items()}
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-# They read params, write files, fetch what a checksum tells, resume and pick a device: an edit there
-# cannot change a result.
-PLUMBING = {
-    f"richkd/{name}.py"
-    for name in ("params", "explain", "files", "errors", "download", "resume", "devices")
-}
-# Imported inside a function, by richkd.weights.
-LAZY = {"cache": {"richkd/clip.py"}, "evaluate": {"richkd/clip.py"}}
+SCRIPTS = {path.stem for path in (ROOT / "stages").glob("[!_]*.py")}
 
 
 def script(name):
-    (module,) = re.findall(r"python -m (stages\.\w+)", STAGES[name]["cmd"])
-    return module.replace(".", "/") + ".py"
-
-
-def parse(path):
-    return ast.parse((ROOT / path).read_text())
-
-
-def source(module):
-    """The file of a module of ours, `richkd/models` for all in that package, or None."""
-    if module.split(".")[:2] == ["richkd", "models"]:
-        return "richkd/models"
-    path = f"{module.replace('.', '/')}.py"
-    return path if module.startswith("richkd.") and (ROOT / path).exists() else None
-
-
-def imports(path):
-    """What the file imports of ours when it is itself imported."""
-    found = set()
-    for node in parse(path).body:
-        if isinstance(node, ast.Import):
-            found |= {source(alias.name) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            # `from richkd import x` names a module, `from richkd.x import f` holds one.
-            found |= {source(node.module)}
-            found |= {source(f"{node.module}.{alias.name}") for alias in node.names}
-    return found - {None}
-
-
-def reached(path):
-    found, ahead = set(), [path]
-    while ahead:
-        new = imports(ahead.pop()) - PLUMBING - found
-        found |= new
-        ahead += [path for path in new if path.endswith(".py")]
-    return found
+    """`distill` for the stage that runs `python -m stages.distill`."""
+    (module,) = re.findall(r"python -m stages\.(\w+)", STAGES[name]["cmd"])
+    return module
 
 
 def loaded(name):
-    """The keys that the stage's script gives to params.load; {x} in one is the matrix's item.x."""
+    """The keys that the script gives to params.load; a value put into one is `{}`."""
     keys = set()
-    for node in ast.walk(parse(script(name))):
+    for node in ast.walk(ast.parse((ROOT / f"stages/{script(name)}.py").read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.load":
             for key in node.args:
-                if isinstance(key, ast.JoinedStr):
-                    (variable,) = STAGES[name]["matrix"]
-                    parts = [getattr(part, "value", None) for part in key.values]
-                    item = f"${{item.{variable}}}"
-                    keys.add("".join(part if isinstance(part, str) else item for part in parts))
-                else:
-                    keys.add(ast.literal_eval(key))
+                parts = key.values if isinstance(key, ast.JoinedStr) else [key]
+                keys.add("".join(x.value if isinstance(x, ast.Constant) else "{}" for x in parts))
     return keys
 
 
@@ -80,35 +37,48 @@ def one_by_one(keys):
     return {
         f"{key}.{name}" if isinstance(PARAMS.get(key), dict) else key
         for key in keys
-        for name in PARAMS.get(key, [key])
+        for name in PARAMS.get(key) or [key]
     }
 
 
-@pytest.mark.parametrize("name", STAGES)
+def test_every_script_is_a_stage():
+    assert {script(name) for name in STAGES} == SCRIPTS
+
+
+@pytest.mark.parametrize("name", STAGES.keys() - {"code"})
 def test_params_are_those_that_the_script_loads(name):
-    declared = STAGES[name].get("params", [])
+    declared = [re.sub(r"\$\{.*?\}", "{}", key) for key in STAGES[name].get("params", [])]
     assert len(declared) == len(set(declared))
     assert one_by_one(declared) == one_by_one(loaded(name))
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_deps_are_the_modules_that_the_script_imports(name):
-    deps = STAGES[name]["deps"]
-    ours = {dep for dep in deps if dep.startswith(("richkd", "stages"))}
-    code = {script(name)} | reached(script(name)) | LAZY.get(name, set())
-    assert len(deps) == len(set(deps))
-    assert {dep for dep in ours if dep.endswith(".py") or dep == "richkd/models"} == code
-    # Other files beside the code, such as templates, are read by their names.
-    texts = [(ROOT / path).read_text() for path in code if path.endswith(".py")]
-    assert all(any(Path(dep).name in text for text in texts) for dep in ours - code)
+def test_no_dep_stands_twice(name):
+    assert len(STAGES[name]["deps"]) == len(set(STAGES[name]["deps"]))
 
 
-def test_every_script_is_a_stage():
-    scripts = {f"stages/{path.name}" for path in (ROOT / "stages").glob("[!_]*.py")}
-    assert scripts == {script(name) for name in STAGES}
+@pytest.mark.parametrize("name", STAGES.keys() - {"code"})
+def test_a_stage_follows_from_the_fingerprints_of_its_own_script(name):
+    """As `stages.code` writes them: a file for each script, for `distill` one for each variant."""
+    of_script = script(name)
+    if of_script == "distill":
+        assert FILE[name]["foreach"] == "${distill.variants}"
+        of_script = "distill/${key}"
+    deps = [dep for dep in STAGES[name]["deps"] if dep.startswith("fingerprints")]
+    assert deps == [f"fingerprints/{of_script}.json"]
 
 
-def test_the_package_around_the_stages_imports_nothing_that_counts():
-    assert imports("stages/__init__.py") <= PLUMBING
-    assert not imports("richkd/__init__.py")
-    assert all(imports(path) <= PLUMBING for path in PLUMBING - {"richkd/params.py"})
+def test_code_depends_on_all_that_it_reads():
+    assert set(STAGES["code"]["deps"]) == {"params.yaml", "richkd", "stages"}
+    assert [*STAGES["code"]["outs"][0]] == ["fingerprints"]
+
+
+def test_other_files_beside_the_code_are_deps_of_the_stages_that_read_them():
+    """Their content is in no fingerprint."""
+    others = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "richkd").rglob("*.*")
+        if path.suffix not in (".py", ".pyc")
+    }
+    deps = {dep for stage in STAGES.values() for dep in stage["deps"]}
+    assert others == {dep for dep in deps if dep.startswith("richkd/")}
