@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from richkd import params
 from richkd.base.errors import InputError
@@ -12,8 +12,22 @@ if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks 
     os.environ["TQDM_DISABLE"] = "1"
 
 
-def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> None:
-    """Run a stage, with the one of `choices` that the command line names if there are any.
+def variants() -> list[str]:
+    """The names in `distill.variants`."""
+    return list(params.load("distill.variants").distill.variants)
+
+
+def models() -> list[str]:
+    """Every model that is evaluated."""
+    return ["teacher", "clip", "fused", "ce", *variants()]
+
+
+def run(
+    main: Callable[..., None],
+    choices: Callable[[], Sequence[str]] | None = None,
+    parallel: bool = False,
+) -> None:
+    """Run a stage, with the one of `choices()` that the command line names if there are any.
 
     Bad input is one line and exit code 1. A `parallel` stage may run under torchrun. RICHKD_PROCESSES
     in the environment starts as many processes of it on this machine; RICHKD_LAUNCH is the command
@@ -21,8 +35,9 @@ def run(main: Callable[..., None], *choices: str, parallel: bool = False) -> Non
     """
     words = sys.argv[1:]
     try:
-        if len(words) != bool(choices) or not set(words) <= set(choices):
-            allowed = f"name one of {', '.join(choices)}" if choices else "takes no word"
+        names = choices() if choices else []
+        if len(words) != bool(choices) or not set(words) <= set(names):
+            allowed = f"name one of {', '.join(names)}" if choices else "takes no word"
             raise InputError(f"called with {' '.join(words) or 'nothing'}: {allowed}")
         wanted = os.environ.get("RICHKD_PROCESSES", "1")
         if not wanted.isdecimal() or int(wanted) < 1:

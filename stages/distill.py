@@ -1,61 +1,38 @@
-"""Train students under the fused teacher: `L` on logits, `F` on features, `LF` on both."""
+"""Train students under a teacher: one of `distill.variants`."""
+
+from pathlib import Path
+from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
 from richkd import params
-from richkd.losses import ContrastiveMemory
-from richkd.teachers import lookup as cache
-from richkd.teachers.lookup import Table
+from richkd.evaluate.seeds import write_training
+from richkd.teachers.fused import Fused
+from richkd.teachers.lookup import open_teacher
+from richkd.teachers.teacher import Teacher
 from richkd.train.objective import Objective
-from richkd.train.seeds import TrainingData, train_seeds
-from richkd.train.terms import FusedContrast, LogitDistillation, fused_logits
-from stages import run
+from richkd.train.seeds import Job, TrainingData, train_seeds
+from richkd.train.terms import make_objective, parts_needed
+from stages import run, variants
 
 
-def main(variant: str) -> None:
-    p = params.load(
-        "student", "distill", "fusion.alpha", "fusion.lam", "crd", "views", "runtime",
-        "cache.teacher", "cache.clip", "cache.top_k", "clip.prompts", "clip.logit_scale",
-    )  # fmt: skip
+def main(name: str) -> None:
+    p = params.load(f"distill.variants.{name}", "distill.seeds", "student", "views", "runtime")
+    variant = getattr(p.distill.variants, name)
     data = TrainingData(p.views, p.runtime)
-    parts = [part for letter, part in (("L", "logits"), ("F", "features")) if letter in variant]
-    prompting = params.to_dict({"prompt_list": p.clip.prompts, "logit_scale": p.clip.logit_scale})
-    tables = [
-        cache.of("teacher", data.train.views, p.cache.teacher, p.cache.top_k, data.device, parts),
-        cache.of(
-            "clip", data.train.views, p.cache.clip, p.cache.top_k, data.device, parts, **prompting
-        ),
-    ]
+    parts = parts_needed(variant.terms)
+    teacher = open_teacher(variant.teacher, data.train.views, data.device, parts)
 
-    def objective(student: nn.Module, teacher: Table, clip: Table) -> Objective:
-        terms = {}
-        if "L" in variant:
-            fused = fused_logits(teacher, clip, p.fusion.alpha)
-            term = LogitDistillation(fused, p.distill.temperature)
-            terms["kd"] = (p.distill.logit_weight, term)
-        if "F" in variant:
-            labels, crd = data.train.labels, p.crd
-            shared = {"auto": None, "per_sample": False, "shared": True}[crd.negatives]
-            memory = ContrastiveMemory(
-                len(labels),
-                crd.dim,
-                crd.num_negatives,
-                crd.temperature,
-                crd.momentum,
-                labels,
-                shared,
-            )
-            banks = 2 * memory.student_bank.nbytes / 1e6
-            kind = "shared by a batch" if memory.shared else "of each sample's own"
-            tqdm.write(f"CRD: banks of {banks:,.1f} MB on the {data.device.type}, negatives {kind}")
-            term = FusedContrast(student.feature_dim, teacher, clip, p.fusion.lam, memory)
-            terms["crd"] = (p.distill.feature_weight, term)
-        return Objective(p.distill.ce_weight, **terms)
+    def objective(student: nn.Module, teacher: Teacher) -> Objective:
+        return make_objective(variant.terms, student, teacher, data.train.labels)
 
-    inputs = [__file__, "cache/teacher/cache.json", "cache/clip/cache.json"]
-    train_seeds(variant, data, p.student, p.distill.seeds, objective, p, inputs, tables)
+    recorded: dict[str, Any] = params.to_dict(p)
+    if isinstance(teacher, Fused):
+        recorded["fusion"] = teacher.recipe._asdict()
+    inputs = [__file__, *Path("cache", variant.teacher).glob("*.json")]
+    job = Job(name, p.student, p.distill.seeds, recorded, inputs)
+    train_seeds(job, data, objective, write_training, teacher)
 
 
 if __name__ == "__main__":
-    run(main, "L", "F", "LF", parallel=True)
+    run(main, variants, parallel=True)

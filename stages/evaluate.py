@@ -6,59 +6,84 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from richkd import classifiers, engine, params, weights
+from richkd import engine, params
 from richkd.base import distributed
 from richkd.base.files import write_array
+from richkd.classifiers import load_classifier
 from richkd.data import imagesets
 from richkd.data.dataset import CORRUPTED, SHIFTED, load_info, load_split
 from richkd.data.imagesets import Centers, Pixels
-from richkd.data.views import Center
+from richkd.data.views import Preprocessing
 from richkd.evaluate.scores import corrupted_sets, score, shifted_found
-from stages import run
+from richkd.weights import paths
+from stages import models, run
+
+
+class Model:
+    """A model of every seed, and how it is run."""
+
+    def __init__(self, name: str, device: torch.device, batch_size: int, precision: str):
+        loaded = [load_classifier(path, device) for path in paths(f"models/{name}")]
+        self.networks = [model for model, _ in loaded]
+        self.preprocessing = loaded[0].preprocessing  # the same for every seed
+        self.device, self.batch_size, self.precision = device, batch_size, precision
+
+    def logits(self, images: Pixels | Centers) -> np.ndarray:
+        """float32 (seeds, N, C)."""
+        with engine.out_of_memory("evaluate.batch_size"):
+            results = [
+                engine.predict_logits(network, images, self.batch_size, self.precision)
+                for network in self.networks
+            ]
+        return torch.stack(results).cpu().numpy()
+
+    def of_split(
+        self, path: Path | str, preprocessing: Preprocessing | None = None
+    ) -> np.ndarray:
+        """The logits of a prepared set; `preprocessing` is the model's own unless given."""
+        how = preprocessing or self.preprocessing
+        return self.logits(imagesets.for_inference(load_split(path), how, self.device))
+
+    def of_corruption(self, name: str) -> np.ndarray:
+        """The logits of a corruption's images, its severities one after another."""
+        path = CORRUPTED / f"{name}.npy"
+        if path.exists():
+            images = np.load(path, mmap_mode="r")
+            return self.logits(Pixels(images, self.preprocessing, self.device))
+        # The files were cut before they were corrupted: they are not resized again.
+        center = self.preprocessing.center
+        cut = self.preprocessing._replace(center=center._replace(resize=center.size))
+        return self.of_split(path.with_suffix(".safetensors"), cut)
 
 
 def main(name: str) -> None:
     p = params.load(
-        "runtime.device", "runtime.precision", "runtime.deterministic",
-        "evaluate.batch_size", "corruptions.names", "corruptions.severities",
-    )  # fmt: skip
+        "runtime.device",
+        "runtime.precision",
+        "runtime.deterministic",
+        "evaluate.batch_size",
+        "corruptions.names",
+        "corruptions.severities",
+    )
     names, severities = corrupted_sets(p.corruptions.names), p.corruptions.severities
-    device = engine.start(p.runtime.device, p.runtime.deterministic)
-    models = [classifiers.load_classifier(path, device) for path in weights.paths(f"models/{name}")]
-    _, mean, std, center = models[0]  # the same for every seed
-
-    def inputs(path: Path | str, center: Center | None = center) -> Pixels | Centers:
-        return imagesets.for_inference(load_split(path), mean, std, center, device)
-
-    def logits(images: Pixels | Centers) -> np.ndarray:
-        """float32 (seeds, N, C)."""
-        batch_size, precision = p.evaluate.batch_size, p.runtime.precision
-        with engine.out_of_memory("evaluate.batch_size"):
-            results = [
-                engine.predict_logits(model, images, batch_size, precision) for model, *_ in models
-            ]
-        return torch.stack(results).cpu().numpy()
-
-    clean = {split: logits(inputs(f"data/{split}.safetensors")) for split in ("validation", "test")}
+    device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
+    model = Model(name, device, p.evaluate.batch_size, p.runtime.precision)
+    saved = {split: model.of_split(f"data/{split}.safetensors") for split in ("validation", "test")}
     for key in shifted_found():
-        clean[f"shifted/{key}"] = logits(inputs(SHIFTED / f"{key}.safetensors"))
+        saved[f"shifted/{key}"] = model.of_split(SHIFTED / f"{key}.safetensors")
     first = distributed.rank() == 0
-    seeds, count, classes = clean["test"].shape
+    seeds, count, classes = saved["test"].shape
     shape = seeds, len(names), len(severities), count, classes
     corrupted = np.empty(shape if first else 0, np.float16)
     for number, corruption in enumerate(tqdm(names, name, unit="corruption")):
-        if (path := CORRUPTED / f"{corruption}.npy").exists():
-            images = Pixels(np.load(path, mmap_mode="r"), mean, std, device)
-        else:  # files that were cut before they were corrupted
-            images = inputs(path.with_suffix(".safetensors"), center._replace(resize=center.size))
-        scores = logits(images)
+        scores = model.of_corruption(corruption)
         if first:
             # 16 bits are finest near 0: there the largest logit goes, and probabilities stay the same.
             scores -= scores.max(-1, keepdims=True)
             corrupted[:, number] = scores.reshape(seeds, len(severities), count, classes)
     if not first:
         return
-    for part, array in {**clean, "corrupted": corrupted}.items():
+    for part, array in {**saved, "corrupted": corrupted}.items():
         write_array(f"predictions/{name}/{part}.npy", array)
     labels = load_split("data/test.safetensors").labels
     score(name, labels, names, severities, load_info("data/info.json").whole_imagenet)
@@ -66,4 +91,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "teacher", "clip", "ce", "kd", "L", "F", "LF", parallel=True)
+    run(main, models, parallel=True)

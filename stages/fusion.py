@@ -1,10 +1,12 @@
-"""Look at the fused teacher on the validation images, before anything is trained under it.
+"""Write the recipe of the fused teacher, and look at it on the validation images before training.
 
 The paper's own argument, measured: over alpha, the accuracy, likelihood and calibration of the
 fused teacher; how often each teacher is confident and wrong; how close in meaning to the true
 class its remaining probability lies. Without validation images there is nothing to look at, and
-all files come out empty.
+all metrics come out empty.
 """
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,53 +17,63 @@ from richkd import params
 from richkd.base.files import replacing, write_json
 from richkd.data.dataset import load_split
 from richkd.evaluate import calibration
-from richkd.teachers.fusion import fuse_logits, semantic_closeness
+from richkd.teachers.fusion import Recipe, semantic_closeness, table_fingerprints
 from stages import run
+
+COLUMNS = {
+    "alpha": ["alpha", "accuracy", "nll", "ece"],
+    "answers": ["model", "answer", "share"],
+    "closeness": ["model", "semantic_closeness"],
+}
 
 
 def main() -> None:
     p = params.load("fusion", "calibration")
-    bins = p.calibration.bins
+    as_they_are = {"teacher": 1.0, "clip": 1.0}
+    recipe = Recipe(p.fusion.alpha, p.fusion.lam, as_they_are, table_fingerprints())
+    recipe.save()
     labels = load_split("data/validation.safetensors").labels
-    teacher, clip = (np.load(f"cache/{name}/validation.npy") for name in ("teacher", "clip"))
+    summary: dict[str, Any] = {}
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+    if len(labels):
+        summary, tables = look(recipe, labels, p.fusion.grid, p.calibration)
+    for name, columns in COLUMNS.items():
+        with replacing(f"metrics/fusion/{name}.csv") as part:
+            pd.DataFrame(tables[name], columns=columns).to_csv(part, index=False)
+    write_json("metrics/fusion.json", summary)
+    print("cache/fused, metrics/fusion.json, metrics/fusion/{alpha,answers,closeness}.csv")
+
+
+def look(
+    recipe: Recipe, labels: np.ndarray, grid: tuple[float, ...], p: params.Calibration
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """The figures of both teachers and their mixtures, and the rows of the three tables."""
+    logits = [np.load(f"cache/{name}/validation.npy") for name in ("teacher", "clip")]
     classes = load_file("models/clip/seed0.safetensors")["classifier"]
 
+    def probabilities(alpha: float) -> np.ndarray:
+        return softmax(recipe._replace(alpha=alpha).mix(*logits).astype(float), axis=1)
+
     def scores(alpha: float) -> dict[str, float]:
-        logits = fuse_logits(teacher, clip, alpha)
-        probabilities = softmax(logits.astype(float), axis=1)
+        mixed = probabilities(alpha)
         return {
-            "accuracy": float(np.mean(logits.argmax(1) == labels)),
-            "nll": calibration.negative_log_likelihood(probabilities, labels),
-            "ece": calibration.expected_calibration_error(probabilities, labels, bins),
+            "accuracy": float(np.mean(mixed.argmax(1) == labels)),
+            "nll": calibration.negative_log_likelihood(mixed, labels),
+            "ece": calibration.expected_calibration_error(mixed, labels, p.bins),
         }
 
-    grid, mixtures = (), ()
-    if len(labels):
-        grid = p.fusion.grid
-        mixtures = (("teacher", 1.0), ("clip", 0.0), ("fused", p.fusion.alpha))
     curve = [{"alpha": alpha, **scores(alpha)} for alpha in grid]
-    summary, shares, closeness = {}, [], []
-    for name, alpha in mixtures:
-        probabilities = softmax(fuse_logits(teacher, clip, alpha).astype(float), axis=1)
-        quadrants = calibration.confidence_quadrants(probabilities, labels, p.calibration.threshold)
-        close = float(semantic_closeness(probabilities, labels, classes).mean())
+    summary, answers, closeness = {}, [], []
+    for name, alpha in (("teacher", 1.0), ("clip", 0.0), ("fused", recipe.alpha)):
+        mixed = probabilities(alpha)
+        quadrants = calibration.confidence_quadrants(mixed, labels, p.threshold)
+        close = float(semantic_closeness(mixed, labels, classes).mean())
         summary[name] = {**scores(alpha), **quadrants, "semantic_closeness": close}
-        shares += [{"model": name, "answer": key, "share": x} for key, x in quadrants.items()]
+        answers += [{"model": name, "answer": key, "share": x} for key, x in quadrants.items()]
         closeness.append({"model": name, "semantic_closeness": close})
-    if curve:
-        best = max(curve, key=lambda row: row["accuracy"])
-        summary["best_alpha"] = {"alpha": best["alpha"], "accuracy": best["accuracy"]}
-
-    tables = {
-        "alpha": (curve, ["alpha", "accuracy", "nll", "ece"]),
-        "answers": (shares, ["model", "answer", "share"]),
-        "closeness": (closeness, ["model", "semantic_closeness"]),
-    }
-    for name, (rows, columns) in tables.items():
-        with replacing(f"metrics/fusion/{name}.csv") as part:
-            pd.DataFrame(rows, columns=columns).to_csv(part, index=False)
-    write_json("metrics/fusion.json", summary)
-    print("metrics/fusion.json, metrics/fusion/{alpha,answers,closeness}.csv")
+    best = max(curve, key=lambda row: row["accuracy"])
+    summary["best_alpha"] = {"alpha": best["alpha"], "accuracy": best["accuracy"]}
+    return summary, {"alpha": curve, "answers": answers, "closeness": closeness}
 
 
 if __name__ == "__main__":

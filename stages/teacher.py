@@ -6,34 +6,37 @@ from typing import Any
 import pandas as pd
 import torch
 
-from richkd import classifiers, engine, params, weights
+from richkd import engine, params
 from richkd.base import distributed
 from richkd.base.errors import InputError
 from richkd.base.files import write_json
+from richkd.classifiers import Loaded, load_classifier, save_classifier
 from richkd.data import imagesets
 from richkd.data.dataset import load_info, load_split
 from richkd.data.views import Center
-from richkd.evaluate.seeds import summarize
-from richkd.teachers import ready_made as teachers
+from richkd.evaluate.seeds import write_training
+from richkd.teachers import ready_made
 from richkd.train.objective import Objective
-from richkd.train.seeds import TrainingData, train_seeds, write_curves
+from richkd.train.seeds import Job, TrainingData, train_seeds
+from richkd.weights import paths
 from stages import run
 
 
 def main() -> None:
     p = params.load("teacher", "views", "runtime")
-    device = engine.start(p.runtime.device, p.runtime.deterministic)
+    device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
     recorded = params.to_dict(p)
-    for key in ("min_accuracy", "urls"):  # another of these is no other teacher
+    for key in ("min_accuracy", "urls"):  # with others of these the teacher stays the same
         recorded["teacher"].pop(key, None)
     if p.teacher.source == "train":
+        job = Job("teacher", p.teacher, [p.teacher.seed], recorded, [__file__])
         data = TrainingData(p.views, p.runtime)
-        seeds, inputs = [p.teacher.seed], [__file__]
-        train_seeds("teacher", data, p.teacher, seeds, lambda model: Objective(), recorded, inputs)
+        train_seeds(job, data, lambda model, teacher: Objective(), write_training)
     if distributed.rank() > 0:
         return
     if p.teacher.source != "train":
-        take(p.teacher, Center.of(p.views), device, p.runtime.precision, recorded)
+        take(p.teacher, Center.of(p.views), recorded)
+        write_training("teacher", {"seed0": validated(device, p.runtime.precision)}, pd.DataFrame())
     tested = accuracy("test", device, p.runtime.precision)
     write_json("metrics/teacher.json", {"test_accuracy": tested})
     print(f"the teacher, {p.teacher.arch}, is right on {100 * tested:.2f} % of the test images")
@@ -44,47 +47,42 @@ def main() -> None:
         )
 
 
-def take(
-    teacher: params.Teacher,
-    center: Center | None,
-    device: torch.device,
-    precision: str,
-    recorded: dict[str, Any],
-) -> None:
-    """Write what `train_seeds` writes, of a teacher that is trained already."""
-    info = load_info("data/info.json")
-    found = teachers.obtain(teacher, len(info.classes))
-    if center and found.center:  # what it was published with, where files have to be cut
-        center = found.center
+def take(teacher: params.Teacher, center: Center | None, recorded: dict[str, Any]) -> None:
+    """Save a teacher that is trained already; `center` is None where images are taken as they are."""
+    num_classes = len(load_info("data/info.json").classes)
+    found = ready_made.obtain(teacher, num_classes)
+    preprocessing = found.preprocessing
+    if center is None:
+        preprocessing = preprocessing._replace(center=None)
+    elif preprocessing.center is None:  # nothing says how it was published to see files
+        preprocessing = preprocessing._replace(center=center)
     shutil.rmtree("models/teacher", ignore_errors=True)
-    record = {
-        "kind": "classifier",
-        "arch": found.arch,
-        "num_classes": len(info.classes),
-        "mean": found.mean,
-        "std": found.std,
-        "center": center and center._asdict(),
-        "params": recorded,
-        "data": found.data,
-        **weights.provenance(torch.device("cpu")),
-    }
-    weights.save("models/teacher/seed0", found.model.state_dict(), record)
-    measured = {}
-    if len(load_split("data/validation.safetensors").labels):
-        measured["validation_accuracy"] = accuracy("validation", device, precision)
-    write_json("metrics/train/teacher.json", summarize({"seed0": measured}))
-    write_curves("teacher", pd.DataFrame())
+    save_classifier(
+        "models/teacher/seed0",
+        Loaded(found.model, preprocessing),
+        torch.device("cpu"),
+        arch=found.arch,
+        num_classes=num_classes,
+        params=recorded,
+        data=found.data,
+    )
     print(f"models/teacher: {found.arch} from {', '.join(found.data)}")
+
+
+def validated(device: torch.device, precision: str) -> dict[str, float]:
+    """The saved teacher's accuracy on the validation images, where there are any."""
+    if not len(load_split("data/validation.safetensors").labels):
+        return {}
+    return {"validation_accuracy": accuracy("validation", device, precision)}
 
 
 def accuracy(split: str, device: torch.device, precision: str) -> float:
     """Of the saved teacher, read as the other stages read it."""
-    (path,) = weights.paths("models/teacher")
-    model, *look = classifiers.load_classifier(path, device)
+    (path,) = paths("models/teacher")
+    model, preprocessing = load_classifier(path, device)
     images = load_split(f"data/{split}.safetensors")
-    logits, _ = engine.predict(
-        model, imagesets.for_inference(images, *look, device), 500, precision
-    )
+    inputs = imagesets.for_inference(images, preprocessing, device)
+    logits, _ = engine.predict(model, inputs, 500, precision)
     return engine.accuracy(logits, torch.from_numpy(images.labels).to(device))
 
 

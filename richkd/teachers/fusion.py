@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+
+from richkd.base.errors import InputError
+from richkd.base.files import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
+
+FUSED = Path("cache/fused/fused.json")
+
+
+class Recipe(NamedTuple):
+    """How the fused teacher is made: the shares of fusion, and of which tables.
+
+    `scales` are what each teacher's logits are multiplied with before they are mixed, `tables` the
+    fingerprints of the tables that the recipe was written for; both by `teacher` and `clip`.
+    """
+
+    alpha: float
+    lam: float
+    scales: dict[str, float]
+    tables: dict[str, str]
+
+    def mix(self, teacher: Array, clip: Array) -> Array:
+        """z_F of both teachers' logits (..., classes), torch or numpy."""
+        return fuse_logits(
+            self.scales["teacher"] * teacher, self.scales["clip"] * clip, self.alpha
+        )
+
+    def save(self) -> None:
+        write_json(FUSED, self._asdict())
+
+
+def table_fingerprints() -> dict[str, str]:
+    """Of both teachers' tables, by what each was made from."""
+    return {name: sha256(f"cache/{name}/cache.json") for name in ("teacher", "clip")}
+
+
+def load_recipe() -> Recipe:
+    """What the stage `fusion` has written; InputError where there is no recipe."""
+    if not FUSED.exists():
+        raise InputError(f"{FUSED} is not there: run `dvc repro fusion`")
+    return Recipe(**read_json(FUSED))
 
 
 def fuse_logits(teacher: Array, clip: Array, alpha: float) -> Array:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from richkd import weights
@@ -18,112 +17,118 @@ from richkd.base.files import read_json, sha256
 from richkd.classifiers import load_classifier
 from richkd.data.views import RandomResizedCrop, Views
 from richkd.engine import free_memory
+from richkd.teachers.fused import Fused
+from richkd.teachers.fusion import FUSED, load_recipe, table_fingerprints
 from richkd.teachers.online import Online
-from richkd.teachers.table import Streamed, Table
-
-if TYPE_CHECKING:  # torchvision takes a second
-    pass
+from richkd.teachers.table import Shards, Streamed, Table
+from richkd.teachers.teacher import Teacher
 
 ViewSet = Views | RandomResizedCrop
 
+CACHE = Path("cache")
 TRAIN = "data/train.safetensors"
 
 
-def place(
-    shards: dict[str, list[Tensor]],
-    views: int,
-    images: int,
-    device: torch.device,
-    num_classes: int | None = None,
-) -> Table:
-    """The parts, of `views` views of `images` images, on the device or streamed to it.
-
-    On a GPU where that leaves half of its free memory; on a CPU where one file holds a part, which is
-    mapped.
-    """
-    size = sum(x.nbytes for part in shards.values() for x in part)
-    if device.type == "cpu":
-        whole = all(len(part) == 1 for part in shards.values())
-    else:
-        whole = size <= free_memory(device) / 2
-    if not whole:
-        return Streamed(shards, images if views > 1 else None, device, num_classes)
-    parts = {}
-    for name, (first, *more) in shards.items():
-        if more:  # not torch.cat, which takes as much memory again
-            table = first.new_empty(views * images, first.shape[-1], device=device)
-            for rows, shard in zip(table.split(len(first)), shards[name]):
-                rows.copy_(shard)
-        else:
-            table = first.to(device)
-        parts[name] = table.view(views, images, -1)
-    return Table(**parts, num_classes=num_classes)
-
-
-def identity(
-    model: Path, views: ViewSet, held: str, top_k: int | None, **more: Any
-) -> dict[str, Any]:
-    """What a cache is made from: by name, what makes it useless when it changes.
+def identity(model: Path, views: ViewSet, held: str, top_k: int | None) -> dict[str, Any]:
+    """What a table is made from: by name, everything that makes the table useless when it changes.
 
     `model` is the path of the teacher's weights without its suffix, `held` is `all`, `center` or
-    `online`, `more` is what else shapes the outputs.
+    `online`.
     """
     record = read_json(f"{model}.json")
-    return {
+    parts = {
         "data set": sha256(TRAIN),
         "teacher": sha256(f"{model}.safetensors"),
-        "input of the teacher": {
-            key: record.get(key) for key in ("mean", "std", "center", "input")
-        },
+        "input of the teacher": {key: record.get(key) for key in ("mean", "std", "center", "input")},
         "set of views": {**views.described, "held": held},
         "top k": top_k,
-        **{name.replace("_", " "): value for name, value in more.items()},
     }
+    if record["kind"] == "clip":  # both shape the logits, and neither is among the weights
+        parts |= {"prompts": record["prompts"], "logit scale": record["scale"]}
+    return parts
 
 
-def of(
-    name: str,
-    views: ViewSet,
-    held: str,
-    top_k: int | None,
-    device: torch.device,
-    parts: Sequence[str] = ("logits", "features"),
-    **more: Any,
-) -> Table:
-    """The `parts` of the cache of `models/<name>`, for lookups on the device.
+def open_teacher(
+    name: str, views: ViewSet, device: torch.device, parts: Sequence[str]
+) -> Teacher:
+    """The teacher `teacher`, `clip` or `fused`, for lookups of `parts` on the device.
 
-    Other arguments as for `identity`; InputError names what it was made from if that is not so now.
+    `parts` are some of logits, features and maps. InputError where a table was made from something
+    else than what is in place now, where the fused teacher was made of other tables, and for maps
+    of a teacher that does not run along.
     """
-    folder = Path("cache") / name
+    if name != "fused":
+        return _open_one(name, views, device, parts)
+    recipe = load_recipe()
+    for table, made_of in table_fingerprints().items():
+        if recipe.tables[table] != made_of:
+            raise InputError(
+                f"{FUSED} was made of another {CACHE / table}: run `dvc repro fusion`"
+            )
+    return Fused(recipe, *(_open_one(x, views, device, parts) for x in ("teacher", "clip")))
+
+
+def _open_one(name: str, views: ViewSet, device: torch.device, parts: Sequence[str]) -> Teacher:
+    folder = CACHE / name
     (model,) = weights.paths(f"models/{name}")
     made_from = read_json(folder / "cache.json")
-    needed = json.loads(json.dumps(identity(model, views, held, top_k, **more)))  # tuples to lists
+    held, top_k = made_from["set of views"]["held"], made_from["top k"]
+    needed = json.loads(json.dumps(identity(model, views, held, top_k)))  # tuples to lists
     for part, value in needed.items():
         if made_from.get(part) != value:
             raise InputError(
                 f"{folder} was made with another {part} ({_short(made_from.get(part))}, needed is "
-                f"{_short(value)}): make it again"
+                f"{_short(value)}): run `dvc repro cache@{name}`"
             )
     if held == "online":
         tqdm.write(f"{folder}: the teacher runs along, on the {device.type}")
-        return Online(load_classifier(model, device))
+        return Online(load_classifier(model, device), "maps" in parts)
+    if "maps" in parts:
+        raise InputError(f"{folder} is a table, which has no feature maps: set cache.{name}: online")
     if top_k and "logits" in parts:
         parts = [*parts, "classes"]
-    # Mapped: what a CPU never looks up takes no memory.
-    shards = {part: _open(folder, part) for part in parts}
     shape = made_from["shape"]
-    tensors = {part: [torch.from_numpy(x) for x in arrays] for part, arrays in shards.items()}
-    table = place(tensors, shape["views"], shape["images"], device, shape["classes"])
-    size = sum(x.nbytes for part in tensors.values() for x in part)
+    shards = Shards(
+        {part: _mapped(folder, part) for part in parts},
+        shape["views"],
+        shape["images"],
+        shape["classes"],
+    )
+    table = place(shards, device)
     way = "streamed from the disk" if isinstance(table, Streamed) else f"on the {device.type}"
-    tqdm.write(f"{folder}: {size / 1e6:,.1f} MB of {' and '.join(parts)}, {way}")
+    tqdm.write(f"{folder}: {shards.nbytes / 1e6:,.1f} MB of {' and '.join(parts)}, {way}")
     return table
 
 
-def _open(folder: Path, part: str) -> list[np.ndarray]:
-    """The shards of a part in order, mapped."""
+def place(shards: Shards, device: torch.device) -> Table:
+    """The table on the device, or streamed to it.
+
+    On a GPU the table is whole where that leaves half of its free memory; on a CPU where one file
+    holds a part, which is mapped: what is never looked up takes no memory.
+    """
+    if device.type == "cpu":
+        whole = all(len(part) == 1 for part in shards.parts.values())
+    else:
+        whole = shards.nbytes <= free_memory(device) / 2
+    if not whole:
+        return Streamed(shards, device)
+    parts = {}
+    for name, (first, *more) in shards.parts.items():
+        if more:  # not torch.cat, which takes as much memory again
+            rows_in_all = shards.views * shards.images
+            table = first.new_empty(rows_in_all, first.shape[-1], device=device)
+            for rows, shard in zip(table.split(len(first)), shards.parts[name]):
+                rows.copy_(shard)
+        else:
+            table = first.to(device)
+        parts[name] = table.view(shards.views, shards.images, -1)
+    return Table(parts, shards.num_classes)
+
+
+def _mapped(folder: Path, part: str) -> list[torch.Tensor]:
+    """The shards of a part in order, mapped from the disk."""
     paths = sorted(folder.glob(f"{part}-*.npy"), key=lambda path: int(path.stem.split("-")[1]))
-    return [np.load(path, mmap_mode="c") for path in paths]
+    return [torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths]
 
 
 def _short(value: Any) -> str:

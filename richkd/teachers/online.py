@@ -9,24 +9,33 @@ from torch import Tensor
 
 from richkd.classifiers import Loaded
 from richkd.engine import autocast
-from richkd.models import ModelOutput
-from richkd.teachers.table import Table
+from richkd.models import ModelOutput, stage_names, with_maps
+from richkd.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from richkd.data.imagesets import FileSet
     from richkd.data.resident import ResidentSet
 
 
-class Online(Table):
-    """A frozen teacher that runs on each batch, as the student sees it; on a GPU in bf16."""
+class Online(Teacher):
+    """A frozen teacher that runs on each batch, as the student sees it; on a GPU in bf16.
 
-    def __init__(self, loaded: Loaded, data: ResidentSet | FileSet | None = None):
-        super().__init__()
-        self.loaded, self.data = loaded, data
+    Only what `reader` returns can be asked: it knows the run's images. With `maps` it has the maps
+    after each stage, too. InputError for a network whose maps are not known.
+    """
+
+    def __init__(self, loaded: Loaded, maps: bool = False, data: ResidentSet | FileSet | None = None):
+        self.loaded, self.with_maps, self.data = loaded, maps, data
+        self.forward = with_maps(loaded.model) if maps else loaded.model
         self.output: ModelOutput | None = None
+        if maps:
+            self.stages = stage_names(loaded.model)
         if data is not None:  # the batch is normalised for the student
-            mean, std = (torch.tensor(x, device=data.device) for x in (loaded.mean, loaded.std))
-            own_mean, own_std = (torch.tensor(x, device=data.device) for x in (data.mean, data.std))
+            theirs, own = loaded.preprocessing, data.preprocessing
+            mean, std, own_mean, own_std = (
+                torch.tensor(x, device=data.device)
+                for x in (theirs.mean, theirs.std, own.mean, own.std)
+            )
             self.scale = (own_std / std).view(3, 1, 1)
             self.shift = ((own_mean - mean) / std).view(3, 1, 1)
 
@@ -35,16 +44,27 @@ class Online(Table):
         return self.loaded.model.feature_dim
 
     def reader(self, data: ResidentSet | FileSet) -> Online:
-        """It sees what the run sees."""
-        return Online(self.loaded, data)
+        """The teacher sees what the run's student sees."""
+        return Online(self.loaded, self.with_maps, data)
 
-    def advance(self) -> None:
+    def next_batch(self) -> None:
         self.output = None
 
-    def _lookup(self, part: str, ids: Tensor, view_ids: Tensor) -> Tensor:
-        if self.output is None:  # once for both parts
-            on_gpu = self.data.device.type == "cuda"
-            with torch.no_grad(), autocast(self.data.device, "bf16" if on_gpu else "fp32"):
+    def logits(self, ids: Tensor, view_ids: Tensor) -> Tensor:
+        return self._run(ids, view_ids).logits.float()
+
+    def features(self, ids: Tensor, view_ids: Tensor) -> Tensor:
+        return self._run(ids, view_ids).features.float()
+
+    def maps(self, ids: Tensor, view_ids: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.float() for x in self._run(ids, view_ids).maps)
+
+    def _run(self, ids: Tensor, view_ids: Tensor) -> ModelOutput:
+        """Once a batch, whatever is asked."""
+        if self.output is None:
+            device = self.data.device
+            precision = "bf16" if device.type == "cuda" else "fp32"
+            with torch.no_grad(), autocast(device, precision):
                 images = self.data.batch(ids, view_ids) * self.scale + self.shift
-                self.output = self.loaded.model(images)
-        return getattr(self.output, part)
+                self.output = self.forward(images)
+        return self.output

@@ -1,17 +1,18 @@
 """Training by SGD, several students side by side where asked.
 
-A batch is two index vectors, image ids and view ids. A data set that lives on the device and teachers
-that are tables (`richkd.teachers.lookup`) are looked up by them: no DataLoader, no teacher in the loop, no host
-sync in a step, which on a GPU is captured once and then replayed as a CUDA graph. Images in files
-come from threads that read ahead (`richkd.data.imagesets`), and the conventional teacher runs along.
+A batch is two index vectors, image ids and view ids. Images that live on the device and teachers
+that are tables (`richkd.teachers.table`) are looked up by them: there is no DataLoader, no teacher
+in the loop and no wait for the device in a step, which on a GPU is captured once and then replayed
+as a CUDA graph. Images in files come from threads that read ahead (`richkd.data.imagesets`), and
+the conventional teacher runs along.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +23,43 @@ from richkd.base import distributed
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
 from richkd.data.resident import ResidentSet
-from richkd.engine import accuracy, autocast, predict
+from richkd.engine import Images, accuracy, autocast, predict
+from richkd.models import ModelOutput, with_maps
 from richkd.params import Runtime, Training
 from richkd.train.batchnorm import synchronised
+from richkd.train.objective import Batch, Objective
 
-if TYPE_CHECKING:  # what counts for a stage that has none is not imported there
-    from richkd.data.imagesets import Centers, FileSet, Pixels
-    from richkd.teachers.lookup import Table
+if TYPE_CHECKING:  # a stage that trains without a teacher does not depend on the code of teachers
+    from richkd.data.imagesets import FileSet
+    from richkd.teachers.teacher import Teacher
 
 VALIDATIONS = 10  # a run; validating after every epoch would double the time of a small one
 WARM_UP = 3  # steps of a length before its graph is captured: cuDNN picks kernels, buffers appear
 
 
+class Sources(NamedTuple):
+    """What batches are made from: training images, validation images with labels, the teacher."""
+
+    images: ResidentSet | FileSet
+    validation: tuple[Images, Tensor]
+    teacher: Teacher | None = None
+
+
+class Plan(NamedTuple):
+    """How one model is trained, and where."""
+
+    training: Training
+    runtime: Runtime
+    seed: int
+
+
 class Run:
     """The training of one model, and of what its objective learns, to its last epoch.
 
-    `objective(output, labels, ids, view_ids, draw)` returns the loss terms by name, `loss` first,
-    as `richkd.train.objective.Objective` does; `tables` are those that it looks up. `history` has a row
-    an epoch: the mean of each loss term, the training accuracy and, ten times a run, the accuracy
-    on `validation` (normalised images, labels) if it holds any.
+    `objective(output, batch)` returns the loss terms by name, `loss` first, as
+    `richkd.train.objective.Objective` does. `history` has a row an epoch: the mean of each loss
+    term, the training accuracy and, ten times a run, the accuracy on the validation images if there
+    are any.
 
     What is random in an epoch follows from the seed and the epoch's number alone, so a run that
     goes on from its checkpoint ends, on a CPU, bit for bit where the unbroken one does. The model
@@ -55,87 +74,110 @@ class Run:
     def __init__(
         self,
         model: nn.Module,
-        objective: nn.Module,
-        data: ResidentSet | FileSet,
-        validation: tuple[Tensor | Pixels | Centers, Tensor],
-        training: Training,
-        seed: int,
-        runtime: Runtime,
+        objective: Objective,
+        sources: Sources,
+        plan: Plan,
         checkpoint: Checkpoint,
         title: str,
-        tables: Sequence[Table] = (),
     ):
         """InputError where the batch does not divide among the processes, or graphs cannot be."""
-        model = synchronised(model, data.device)
-        self.model, self.objective, self.data, self.validation = model, objective, data, validation
-        self.training, self.seed, self.title, self.tables = training, seed, title, tables
-        self.precision, self.checkpoint = runtime.precision, checkpoint
-        self.batch_size = min(training.batch_size, len(data))
+        self.images, self.validation, self.teacher = sources
+        self.training, self.runtime, self.seed = plan
+        self.device = self.images.device
+        self.model = synchronised(model, self.device)
+        self.objective, self.checkpoint, self.title = objective, checkpoint, title
+        self.batch_size = min(self.training.batch_size, len(self.images))
         if self.batch_size % distributed.processes():
             raise InputError(
                 f"{title}: batches of {self.batch_size} do not divide among "
                 f"{distributed.processes()} processes: choose another batch_size"
             )
-        full, rest = divmod(len(data), self.batch_size)
-        self.steps = full + (rest >= distributed.processes())  # a share of none is no step
+        full, rest = divmod(len(self.images), self.batch_size)
+        # With fewer images than processes the last batch gives some process nothing: it is dropped.
+        self.steps = full + (rest >= distributed.processes())
 
-        cuda, alone = data.device.type == "cuda", distributed.processes() == 1
-        resident = isinstance(data, ResidentSet)  # threads that decode there would meet the capture
-        self.graphs = runtime.step == "graph"
-        if runtime.step == "auto":
-            self.graphs = cuda and alone and resident and not runtime.deterministic
-        if self.graphs and not (cuda and alone and resident):
-            raise InputError(
-                "runtime.step is 'graph': needs a CUDA device, one process and images in arrays, use auto"
-            )
-        self.stream = torch.cuda.Stream(data.device) if cuda else None
+        cuda = self.device.type == "cuda"
+        self.graphs = self._graphs_wanted()
+        self.stream = torch.cuda.Stream(self.device) if cuda else None
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
         self.seen: Counter[int] = Counter()
-        self.draw = torch.Generator(data.device)
+        self.draw = torch.Generator(self.device)
 
-        self.forward = model
-        if runtime.step == "compile":
-            self.forward = torch.compile(model, mode="reduce-overhead" if cuda else "default")
-        self.parameters = [*model.parameters(), *objective.parameters()]
-        # A graph reads the rate from the device; as a number it would stay what it was at capture.
-        rate = torch.tensor(training.lr, device=data.device) if self.graphs else training.lr
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-        scheduler = _schedule(self.optimizer, training, self.steps)
-        self.parts = {
-            "model": model, "objective": objective, "optimizer": self.optimizer, "scheduler": scheduler
-        }  # fmt: skip
+        self.forward: Callable[[Tensor], ModelOutput] = self.model
+        if objective.maps:
+            self.forward = with_maps(self.model)
+        if self.runtime.step == "compile":
+            self.forward = torch.compile(
+                self.forward, mode="reduce-overhead" if cuda else "default"
+            )
+        self.parameters = [*self.model.parameters(), *objective.parameters()]
+        self.optimizer = self._optimizer()
+        self.scheduler = _schedule(self.optimizer, self.training, self.steps)
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.history: list[dict[str, float]] = []
-        if state := checkpoint.load(data.device):
-            self.history = state.pop("history")
-            for name, part in self.parts.items():
+        self._resume()
+
+    def _graphs_wanted(self) -> bool:
+        """Whether steps are captured as CUDA graphs; InputError where they must be and cannot."""
+        resident = isinstance(self.images, ResidentSet)  # threads that decode would meet the capture
+        possible = self.device.type == "cuda" and distributed.processes() == 1 and resident
+        if self.runtime.step == "graph" and not possible:
+            raise InputError(
+                "runtime.step is 'graph': needs a CUDA device, one process and images in arrays, use auto"
+            )
+        if self.runtime.step == "auto":
+            return possible and not self.runtime.deterministic
+        return self.runtime.step == "graph"
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        # A graph reads the rate from the device; as a number it would stay what it was at capture.
+        rate = self.training.lr
+        return torch.optim.SGD(
+            self.parameters,
+            lr=torch.tensor(rate, device=self.device) if self.graphs else rate,
+            momentum=self.training.momentum,
+            weight_decay=self.training.weight_decay,
+            fused=True,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        """The parts of the run that a checkpoint holds."""
+        return {
+            "model": self.model,
+            "objective": self.objective,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+        }
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, where there is one."""
+        if state := self.checkpoint.load(self.device):
+            self.history = state["history"]
+            for name, part in self._state().items():
                 part.load_state_dict(state[name])
 
     def train(self) -> Iterator[None]:
         """Comes back after each step, which the device may still be at."""
         self.model.train()
-        if self.stream:  # the current one, while others made what is here
-            self.stream.wait_stream(torch.cuda.default_stream(self.data.device))
+        if self.stream:  # the current one; what is trained was made on the default one
+            self.stream.wait_stream(torch.cuda.default_stream(self.device))
         first, epochs = len(self.history), self.training.epochs
         progress = tqdm(
             desc=self.title, total=epochs * self.steps, initial=first * self.steps, unit="step"
         )
         for epoch in range(first, epochs):
             batches = self._batches(epoch)
-            for source in (self.data, *self.tables):
-                source.start(batches)
+            self.objective.begin_epoch(epoch + 1)
+            self.images.begin_epoch(batches)
+            if self.teacher:
+                self.teacher.begin_epoch(batches)
             for ids, view_ids in batches:
-                for source in (self.data, *self.tables):
-                    source.advance()
+                self.images.next_batch()
+                if self.teacher:
+                    self.teacher.next_batch()
                 self._launch(ids, view_ids)
-                self.parts["scheduler"].step()
+                self.scheduler.step()
                 progress.update()
                 yield
             self._finish(epoch, sum(len(ids) for ids, _ in batches), progress)
@@ -144,8 +186,8 @@ class Run:
     def _batches(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
         """Image ids and view ids of every batch of an epoch, this process's share of them."""
         self.draw.manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.data), generator=self.draw, device=self.data.device)
-        view_ids = self.data.views.sample(len(order), self.draw)
+        order = torch.randperm(len(self.images), generator=self.draw, device=self.device)
+        view_ids = self.images.views.sample(len(order), self.draw)
         rank, processes = distributed.rank(), distributed.processes()
         batches = []
         for batch in zip(order.split(self.batch_size), view_ids.split(self.batch_size)):
@@ -155,10 +197,10 @@ class Run:
         return batches
 
     def _step(self, ids: Tensor, view_ids: Tensor) -> None:
-        labels = self.data.labels[ids]
-        with autocast(self.data.device, self.precision):
-            output = self.forward(self.data.batch(ids, view_ids))
-        terms = self.objective(output, labels, ids, view_ids, self.draw)
+        labels = self.images.labels[ids]
+        with autocast(self.device, self.runtime.precision):
+            output = self.forward(self.images.batch(ids, view_ids))
+        terms = self.objective(output, Batch(labels, ids, view_ids, self.draw))
         self.optimizer.zero_grad()
         terms["loss"].backward()
         distributed.average([x.grad for x in self.parameters if x.grad is not None])
@@ -206,10 +248,10 @@ class Run:
         due = (epoch + 1) % max(1, epochs // VALIDATIONS) == 0 or epoch + 1 == epochs
         images, labels = self.validation
         if due and len(labels):
-            logits, _ = predict(self.model, images, 100, self.precision)
+            logits, _ = predict(self.model, images, 100, self.runtime.precision)
             row["validation_accuracy"] = accuracy(logits, labels)
             progress.set_postfix(validation_accuracy=f"{row['validation_accuracy']:.3f}")
-        states = {name: part.state_dict() for name, part in self.parts.items()}
+        states = {name: part.state_dict() for name, part in self._state().items()}
         self.checkpoint.save(history=self.history, **states)
 
 

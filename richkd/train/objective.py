@@ -1,39 +1,73 @@
 """What a classifier minimises: cross entropy and any further terms, by name."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from richkd.models import ModelOutput
+from richkd.params import Ce, Term
+
+
+class Batch(NamedTuple):
+    """What a term may know of a batch beside the classifier's output.
+
+    labels, ids and view_ids int64 (B,), of the training images that the classifier has seen; draw is
+    for what a term draws at random.
+    """
+
+    labels: Tensor
+    ids: Tensor
+    view_ids: Tensor
+    draw: torch.Generator
 
 
 class Objective(nn.Module):
-    """ce_weight · CE + Σ weight · term, e.g. `Objective(1.0, kd=(3.0, LogitDistillation(...)))`.
+    """The weighted sum of cross entropy, `ce`, and of further terms.
 
-    A term is a module called with (output, ids, view_ids, draw) that returns a scalar; what it
-    learns is trained along with the classifier.
+    A term is a module called with (output, batch) that returns a scalar; what it learns is trained
+    along with the classifier. The weight of a term with a warm-up of W epochs is e/W of its own in
+    epoch e, counted from 1, until e is W.
     """
 
-    def __init__(self, ce_weight: float = 1.0, **terms: tuple[float, nn.Module]):
-        super().__init__()
-        self.weights = {"ce": ce_weight, **{name: weight for name, (weight, _) in terms.items()}}
-        self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+    epoch: Tensor
 
-    def forward(
+    def __init__(
         self,
-        output: ModelOutput,
-        labels: Tensor,
-        ids: Tensor,
-        view_ids: Tensor,
-        draw: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """Scalars in float32: `loss`, the weighted sum, and each term before its weight.
+        options: Mapping[str, Term] | None = None,
+        terms: Mapping[str, nn.Module] | None = None,
+        maps: bool = False,
+    ):
+        """`options` have the weights of ce and of each of `terms`; alone, ce has weight 1.
 
-        `output` is the classifier's on the views `view_ids` (B,) of the training images `ids` (B,)
-        with `labels` (B,). `draw` is for what a term draws at random.
+        With `maps` the terms need the maps of the classifier's output.
         """
-        output = ModelOutput(*(tensor.float() for tensor in output))  # autocast may have halved it
-        values = {"ce": F.cross_entropy(output.logits, labels)}
+        super().__init__()
+        self.options = options or {"ce": Ce()}
+        self.terms = nn.ModuleDict(terms)
+        self.maps = maps
+        # On the device, where a captured graph reads the epoch anew.
+        self.register_buffer("epoch", torch.ones(()), persistent=False)
+
+    def begin_epoch(self, number: int) -> None:
+        """Epoch `number`, counted from 1, begins."""
+        self.epoch.fill_(number)
+
+    def forward(self, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
+        """Scalars in float32: `loss`, the weighted sum, and each term before its weight."""
+        output = output.float()  # autocast may have halved it
+        values = {"ce": F.cross_entropy(output.logits, batch.labels)}
         for name, term in self.terms.items():
-            values[name] = term(output, ids, view_ids, draw)
-        return {"loss": sum(self.weights[name] * value for name, value in values.items()), **values}
+            values[name] = term(output, batch)
+        loss = sum(self._weight(name) * value for name, value in values.items())
+        return {"loss": loss, **values}
+
+    def _weight(self, name: str) -> float | Tensor:
+        term = self.options[name]
+        if not term.warm_up:
+            return term.weight
+        return term.weight * (self.epoch / term.warm_up).clamp(max=1)

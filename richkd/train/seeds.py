@@ -1,136 +1,150 @@
-"""Train one classifier a seed and write all there is to keep of it."""
+"""Train one classifier a seed and keep all there is to keep of it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import nn
 
-from richkd import engine, models, weights
+from richkd import engine, models
 from richkd.base import distributed, resume
-from richkd.base.files import replacing, sha256, write_json
+from richkd.base.files import sha256
+from richkd.classifiers import Loaded, save_classifier
 from richkd.data import imagesets
-from richkd.data.dataset import Info, load_info, load_split
-from richkd.data.views import Center
-from richkd.evaluate.seeds import summarize
+from richkd.data.dataset import load_info, load_split
+from richkd.data.views import Center, Preprocessing
 from richkd.params import Runtime, Training, Views, to_dict
-from richkd.train.fit import Run, fit
+from richkd.train.fit import Plan, Run, Sources, fit
+from richkd.train.objective import Objective
 
 if TYPE_CHECKING:
-    from richkd.teachers.lookup import Table
+    from richkd.teachers.teacher import Teacher
 
-LOWER = "batch_size, runtime.seeds_at_once or crd.num_negatives, or set crd.negatives to shared"
+LOWER = (
+    "student.batch_size, runtime.seeds_at_once or a variant's crd.num_negatives, or set "
+    "crd.negatives to shared"
+)
 DATA = ("data/train.safetensors", "data/validation.safetensors", "data/info.json")
+
+# `{"seed0": {metric: value}}` and a row for each seed and epoch.
+Results = Mapping[str, Mapping[str, float]]
+Writer = Callable[[str, Results, pd.DataFrame], None]
+
+
+class Job(NamedTuple):
+    """What is trained: `training.arch`, once a seed, to `models/<name>`.
+
+    `params` and the content of the files `inputs`, the calling script among them, are with the data
+    what the result follows from: a run that was killed goes on only where they are the same. The
+    params are recorded beside the weights.
+    """
+
+    name: str
+    training: Training
+    seeds: Sequence[int]
+    params: Any
+    inputs: Sequence[Path | str]
 
 
 class TrainingData:
     """The training and validation images, for the device."""
 
     def __init__(self, views: Views, runtime: Runtime):
-        self.device = engine.start(runtime.device, runtime.deterministic)
+        self.device = engine.pick_device(runtime.device, runtime.deterministic)
         self.runtime = runtime
-        self.info: Info = load_info("data/info.json")
-        self.center = Center.of(views)
+        info = load_info("data/info.json")
+        self.num_classes = len(info.classes)
+        self.preprocessing = Preprocessing(info.mean, info.std, Center.of(views))
         train, validation = (
             load_split(f"data/{name}.safetensors") for name in ("train", "validation")
         )
-        look = self.info.mean, self.info.std
-        self.train = imagesets.for_training(train, *look, views, self.center, self.device)
+        self.train = imagesets.for_training(train, self.preprocessing, views, self.device)
         self.validation = (
-            imagesets.for_inference(validation, *look, self.center, self.device),
+            imagesets.for_inference(validation, self.preprocessing, self.device),
             torch.from_numpy(validation.labels).to(self.device),
         )
 
 
 def train_seeds(
-    name: str,
+    job: Job,
     data: TrainingData,
-    training: Training,
-    seeds: Sequence[int],
-    make_objective: Callable[..., nn.Module],
-    params: Any,
-    inputs: Sequence[Path | str],
-    tables: Sequence[Table] = (),
+    make_objective: Callable[[nn.Module, Teacher | None], Objective],
+    write: Writer,
+    teacher: Teacher | None = None,
 ) -> None:
-    """Train `training.arch` once a seed under the objective that `make_objective(model, *tables)` gives.
+    """Train the job's classifier once a seed, as many seeds at once as `runtime` says.
 
-    Writes `models/<name>/seed<n>.safetensors` and `.json`, `metrics/train/<name>.json` and the
-    curves, `metrics/curves/<name>.csv`. `params` and the files `inputs`, the calling script among
-    them, with the data are what the result follows from: a run killed before goes on only where
-    they are the same.
+    `make_objective(model, teacher)` makes the objective of one seed; the teacher it gets is the
+    run's own reader of `teacher`. Writes `models/<name>/seed<n>.safetensors` and `.json`, and calls
+    `write(name, results, curves)` for the metrics. InputError where memory is too small.
     """
-    recorded = to_dict(params)
-    key = resume.key([name, recorded], [*DATA, *inputs])
+    key = resume.key([job.name, to_dict(job.params)], [*DATA, *job.inputs])
     first = distributed.rank() == 0
-    checkpoints, curves, results = [], [], {}
+    checkpoints: list[resume.Checkpoint] = []
+    results: dict[str, dict[str, float]] = {}
+    curves: list[pd.DataFrame] = []
     if first:
-        shutil.rmtree(
-            f"models/{name}", ignore_errors=True
-        )  # no seeds of an earlier run stay behind
+        shutil.rmtree(f"models/{job.name}", ignore_errors=True)  # no seeds of an earlier run stay
     at_once = data.runtime.seeds_at_once
-    for group in (seeds[i : i + at_once] for i in range(0, len(seeds), at_once)):
-        runs = []
+    for group in (job.seeds[i : i + at_once] for i in range(0, len(job.seeds), at_once)):
         with engine.out_of_memory(LOWER):
-            for seed in group:
-                torch.manual_seed(seed)
-                model = models.create(training.arch, len(data.info.classes))
-                model.to(data.device, memory_format=torch.channels_last)
-                images = data.train.reader()
-                readers = [table.reader(images) for table in tables]
-                runs.append(
-                    Run(
-                        model,
-                        make_objective(model, *readers).to(data.device),
-                        images,
-                        data.validation,
-                        training,
-                        seed,
-                        data.runtime,
-                        resume.Checkpoint(f"{name}-seed{seed}", key),
-                        f"{name} seed {seed}",
-                        readers,
-                    )
-                )
+            runs = [_prepare(job, data, seed, key, make_objective, teacher) for seed in group]
             fit(runs)
         for run in runs if first else ():
             checkpoints.append(run.checkpoint)
-            last = run.history[-1]
-            result = {
-                key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last
-            }
-            results[f"seed{run.seed}"] = result
+            results[f"seed{run.seed}"] = _keep(job, data, run)
             curves.append(pd.DataFrame(run.history).assign(seed=run.seed))
-            record = {
-                "kind": "classifier",
-                "arch": training.arch,
-                "num_classes": len(data.info.classes),
-                "mean": data.info.mean,
-                "std": data.info.std,
-                "center": data.center and data.center._asdict(),
-                "params": recorded,
-                "seed": run.seed,
-                "data": {path: sha256(path) for path in DATA},
-                "metrics": result,
-                **weights.provenance(data.device),
-            }
-            weights.save(f"models/{name}/seed{run.seed}", run.model.state_dict(), record)
-        runs = run = None  # free before the next group's memory is taken
+        del runs  # free before the next group's memory is taken
     distributed.wait()  # all have read the checkpoints
     if first:
-        write_curves(name, pd.concat(curves))
-        write_json(f"metrics/train/{name}.json", summarize(results))
+        write(job.name, results, pd.concat(curves))
         for checkpoint in checkpoints:
             checkpoint.remove()
-        print(f"models/{name}: {len(seeds)} × {training.arch}, metrics/train/{name}.json, curves")
+        print(f"models/{job.name}: {len(job.seeds)} × {job.training.arch}")
 
 
-def write_curves(name: str, curves: pd.DataFrame) -> None:
-    """`metrics/curves/<name>.csv`, with the columns that plots need even where nothing fills them."""
-    columns = dict.fromkeys([*curves, "epoch", "validation_accuracy", "seed"])
-    with replacing(f"metrics/curves/{name}.csv") as part:
-        curves.reindex(columns=list(columns)).to_csv(part, index=False)
+def _prepare(
+    job: Job,
+    data: TrainingData,
+    seed: int,
+    key: str,
+    make_objective: Callable[[nn.Module, Teacher | None], Objective],
+    teacher: Teacher | None,
+) -> Run:
+    """The run of one seed, at its start or where its checkpoint left it."""
+    torch.manual_seed(seed)
+    model = models.create(job.training.arch, data.num_classes)
+    model.to(data.device, memory_format=torch.channels_last)
+    images = data.train.reader()
+    own = teacher and teacher.reader(images)
+    return Run(
+        model,
+        make_objective(model, own).to(data.device),
+        Sources(images, data.validation, own),
+        Plan(job.training, data.runtime, seed),
+        resume.Checkpoint(f"{job.name}-seed{seed}", key),
+        f"{job.name} seed {seed}",
+    )
+
+
+def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
+    """Save a trained classifier; its accuracies after the last epoch."""
+    last = run.history[-1]
+    result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}
+    save_classifier(
+        f"models/{job.name}/seed{run.seed}",
+        Loaded(run.model, data.preprocessing),
+        data.device,
+        arch=job.training.arch,
+        num_classes=data.num_classes,
+        params=to_dict(job.params),
+        seed=run.seed,
+        data={path: sha256(path) for path in DATA},
+        metrics=result,
+    )
+    return result

@@ -1,69 +1,111 @@
-"""The terms by which a student learns from teachers, tables or not."""
+"""A loss under a teacher: what the student gave is compared with what the teacher answers."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from richkd import losses
-from richkd.models import ModelOutput
-from richkd.teachers.fusion import fuse_features, fuse_logits
-from richkd.teachers.lookup import Table
+from richkd.base.errors import InputError
+from richkd.losses.terms import TERMS, find
+from richkd.models import ModelOutput, stage_names
+from richkd.params import Term
+from richkd.teachers.teacher import Teacher
+from richkd.train.objective import Batch, Objective
 
-TeacherLogits = Callable[[Tensor, Tensor], Tensor]  # (ids, view_ids) to (B, classes)
+
+def parts_needed(names: Mapping[str, Term]) -> list[str]:
+    """The parts of a teacher that the terms `names` ask for: some of logits, features, maps."""
+    parts = {"logits and labels": "logits", "memory": "features"}
+    compared = [TERMS[name] for name in names if name != "ce"]
+    return list(dict.fromkeys(parts.get(part, part) for part in compared))
 
 
-class LogitDistillation(nn.Module):
-    """Hinton's KD between the student's logits and those looked up for the same views.
+def make_objective(
+    options: Mapping[str, Term], student: nn.Module, teacher: Teacher, labels: Tensor
+) -> Objective:
+    """A student's objective under a teacher.
+
+    `options` are a variant's terms, ce among them; `labels` int64 (N,) are those of all training
+    images. InputError for a term on maps where the networks differ in their number of stages.
+    """
+    terms = {}
+    for name, term in options.items():
+        if name == "ce":
+            continue
+        if TERMS[name] == "memory":
+            terms[name] = Contrast(student.feature_dim, teacher, labels, term.options)
+        else:
+            terms[name] = Comparison(name, teacher, term.options)
+    maps = "maps" in parts_needed(options)
+    if maps and (own := len(stage_names(student))) != (theirs := len(teacher.stages)):
+        raise InputError(
+            f"losses on maps compare them stage by stage: the student has {own} stages, the "
+            f"teacher {theirs}"
+        )
+    return Objective(options, terms, maps)
+
+
+class Comparison(nn.Module):
+    """A loss without memory, on logits, features or maps.
 
     From a table of the largest logits alone (`cache.top_k`) the teacher is one that spreads what it
     leaves to the other classes evenly over them.
     """
 
-    def __init__(self, teacher_logits: TeacherLogits, temperature: float):
+    def __init__(self, name: str, teacher: Teacher, options: Mapping[str, Any]):
         super().__init__()
-        self.teacher_logits, self.temperature = teacher_logits, temperature
+        self.loss, self.compares = find(name), TERMS[name]
+        self.teacher, self.options = teacher, options
 
-    def forward(
-        self, output: ModelOutput, ids: Tensor, view_ids: Tensor, draw: torch.Generator
-    ) -> Tensor:
-        return losses.kd(output.logits, self.teacher_logits(ids, view_ids), self.temperature)
+    def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
+        where = batch.ids, batch.view_ids
+        if self.compares == "maps":
+            return self._maps(output.maps, self.teacher.maps(*where))
+        if self.compares == "features":
+            return self.loss(output.features, self.teacher.features(*where), **self.options)
+        labels = [batch.labels] if self.compares == "logits and labels" else []
+        return self.loss(output.logits, self.teacher.logits(*where), *labels, **self.options)
+
+    def _maps(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+        """The sum over the stages, as published; of two sizes the larger is averaged to the smaller."""
+        total = student[0].new_zeros(())
+        for own, theirs in zip(student, teacher, strict=True):
+            size = [min(sides) for sides in zip(own.shape[2:], theirs.shape[2:])]
+            pair = (F.adaptive_avg_pool2d(x, size) for x in (own, theirs))
+            total = total + self.loss(*pair, **self.options)
+        return total
 
 
-def fused_logits(teacher: Table, clip: Table, alpha: float) -> TeacherLogits:
-    """The fused teacher as a function of images and views: both tables looked up, then fused."""
-    return lambda ids, view_ids: fuse_logits(
-        teacher.logits(ids, view_ids), clip.logits(ids, view_ids), alpha
-    )
-
-
-class FusedContrast(nn.Module):
-    """CRD between the student's features and the fused features of both teachers.
-
-    Linear heads followed by L2 norm, learned with the student, bring the three to one dimension.
-    """
+class Contrast(nn.Module):
+    """CRD between the student's features and its teacher's, by heads that are learned with it."""
 
     def __init__(
-        self,
-        student_dim: int,
-        teacher: Table,
-        clip: Table,
-        lam: float,
-        memory: losses.ContrastiveMemory,
+        self, feature_dim: int, teacher: Teacher, labels: Tensor, options: Mapping[str, Any]
     ):
         super().__init__()
-        dim = memory.student_bank.shape[1]
-        self.student_head = nn.Linear(student_dim, dim)
-        self.teacher_head = nn.Linear(teacher.feature_dim, dim)
-        self.clip_head = nn.Linear(clip.feature_dim, dim)
-        self.teacher, self.clip, self.lam, self.memory = teacher, clip, lam, memory
+        dim = options["dim"]
+        self.memory = find("crd")(
+            len(labels),
+            dim,
+            options["num_negatives"],
+            options["temperature"],
+            options["momentum"],
+            labels,
+            shared={"auto": None, "per_sample": False, "shared": True}[options["negatives"]],
+        )
+        self.head = nn.Linear(feature_dim, dim)
+        self.embedder = teacher.embedder(dim)
+        banks = 2 * self.memory.student_bank.nbytes / 1e6
+        kind = "shared by a batch" if self.memory.shared else "of each sample's own"
+        tqdm.write(f"CRD: banks of {banks:,.1f} MB, negatives {kind}")
 
-    def forward(
-        self, output: ModelOutput, ids: Tensor, view_ids: Tensor, draw: torch.Generator
-    ) -> Tensor:
-        student = F.normalize(self.student_head(output.features), dim=1)
-        teacher = F.normalize(self.teacher_head(self.teacher.features(ids, view_ids)), dim=1)
-        clip = F.normalize(self.clip_head(self.clip.features(ids, view_ids)), dim=1)
-        fused = fuse_features(teacher, clip, self.lam)
-        return self.memory(student, fused, ids, self.memory.draw(ids, draw))
+    def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
+        student = F.normalize(self.head(output.features), dim=1)
+        teacher = self.embedder(batch.ids, batch.view_ids)
+        negatives = self.memory.draw(batch.ids, batch.draw)
+        return self.memory(student, teacher, batch.ids, negatives)

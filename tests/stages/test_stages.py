@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import runpy
+import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +21,12 @@ from scipy.special import softmax
 from serving import Answer
 from torchvision.transforms import functional as tv
 
+import stages.alone
 import stages.cache
 import stages.calibrate
 import stages.clip
 import stages.corrupt
+import stages.distill
 import stages.evaluate_fused
 import stages.prepare
 import stages.teacher
@@ -33,7 +37,8 @@ from richkd.data import cifar_c
 from richkd.data import folder as folders
 from richkd.data.corruptions import corrupt
 from richkd.data.dataset import CORRUPTED, Info, Split, load_split, save_info, save_split
-from richkd.train.seeds import TrainingData, train_seeds
+from richkd.teachers.fusion import Recipe
+from richkd.train.seeds import Job, TrainingData, train_seeds
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["apple", "maple tree", "sea", "wolf"]
@@ -317,7 +322,8 @@ def test_where_a_path_leads_nowhere_corruptions_are_skipped(request, kind, capsy
 
 def test_the_fused_teacher_of_what_there_is(folder):
     """One further test set, and no corrupted images."""
-    write(fusion={"alpha": 0.25, "lam": 0.5, "grid": [0.5]})
+    write()
+    Recipe(0.25, 0.5, {"teacher": 1.0, "clip": 1.0}, {}).save()
     save_split("data/shifted/v2.safetensors", load_split("data/test.safetensors"))
     write_json(
         "data/shifted/sets.json",
@@ -371,7 +377,7 @@ def scores(logits, labels):
     ("most", "step"), [(10**9, 1), (3 * 2 * 20 * 4, 1), (3 * 2 * 20 * 4 - 1, 2), (200, 3), (1, 480)]
 )
 def test_of_very_many_corrupted_images_every_nth_is_looked_at(folder, monkeypatch, most, step):
-    monkeypatch.setattr(stages.calibrate, "MOST", most)
+    monkeypatch.setattr(stages.calibrate, "MAX_CORRUPTED_LOGITS", most)
     write()
     clean, corrupted = predicted(3, 2)
     stages.calibrate.main("x")
@@ -419,9 +425,30 @@ def test_a_full_device_says_what_to_lower(folder):
     views = params.PaddedCrops(augmentation="padded_crop", pad=1, flip=False)
     data = TrainingData(views, runtime)
 
-    def full(model):
+    def full(model, teacher):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    said = "out of memory: lower batch_size, runtime.seeds_at_once or crd.num_negatives.* 9 GiB"
+    said = "out of memory: lower student.batch_size, runtime.seeds_at_once or a variant's .* 9 GiB"
     with pytest.raises(InputError, match=said):
-        train_seeds("ce", data, student, [0], full, {}, [])
+        train_seeds(Job("ce", student, [0], {}, []), data, full, lambda *_: None)
+
+
+# --- what a command may name --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "said"),
+    [
+        (stages.distill, "L2", "error: called with L2: name one of kd, L, F, LF"),
+        (stages.distill, None, "error: called with nothing: name one of kd, L, F, LF"),
+        (stages.calibrate, "x", "name one of teacher, clip, fused, ce, kd, L, F, LF"),
+        (stages.cache, "fused", "error: called with fused: name one of teacher, clip"),
+        (stages.alone, "ce", "error: called with ce: takes no word"),
+    ],
+)
+def test_a_name_that_a_stage_does_not_know_is_one_line(folder, monkeypatch, stage, word, said):
+    write()
+    monkeypatch.setattr(sys, "argv", ["x", *([word] if word else [])])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(stage.__file__, run_name="__main__")
+    assert said in str(caught.value) and "\n" not in str(caught.value)

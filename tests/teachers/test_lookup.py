@@ -1,5 +1,6 @@
 """A lookup gives what running the teacher gives, and a cache is used for nothing else."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,18 @@ import pytest
 import torch
 from tables import VALIDATION, build, shards, table
 from torch.nn import functional as F
+from toys import SCALES
 
 from richkd import losses, models, weights
 from richkd.base.errors import InputError
+from richkd.base.files import read_json, write_json
+from richkd.classifiers import Loaded, save_classifier
 from richkd.data.dataset import save_split
 from richkd.data.resident import ResidentSet
-from richkd.data.views import RandomResizedCrop, Views
-from richkd.teachers import caching
-from richkd.teachers import lookup as cache
+from richkd.data.views import Preprocessing, RandomResizedCrop, Views
+from richkd.teachers import caching, lookup
+from richkd.teachers.fusion import Recipe, table_fingerprints
+from richkd.teachers.table import Shards, Streamed, Table
 
 CPU = torch.device("cpu")
 
@@ -61,98 +66,140 @@ def test_the_centre_alone_answers_for_every_view(here, teacher, data):
 
 # --- what it was made from ----------------------------------------------------------------------
 
-MORE = {"prompt_list": ["a photo of {}"], "logit_scale": "model"}
-
 
 @pytest.fixture
 def made(here, split, teacher, data):
-    """A CLIP-like cache with all that it is made from in place."""
-    save_split(cache.TRAIN, split)
-    weights.save("models/clip/seed0", teacher.state_dict(), {})
-    made_from = cache.identity(Path("models/clip/seed0"), data.views, "all", None, **MORE)
-    build("clip", teacher, data, made_from=made_from)
+    """Both teachers, the table of each with all that it is made from in place, and a recipe."""
+    save_split(lookup.TRAIN, split)
+    clip = {"kind": "clip", "prompts": ["a photo of {}"], "scale": 10.0}
+    for name, record in (("teacher", {"kind": "classifier"}), ("clip", clip)):
+        weights.save(f"models/{name}/seed0", teacher.state_dict(), record)
+        made_from = lookup.identity(Path(f"models/{name}/seed0"), data.views, "all", None)
+        build(name, teacher, data, made_from=made_from)
+    Recipe(0.4, 0.3, SCALES, table_fingerprints()).save()
+
+
+def opened(data, name="clip", parts=("logits", "features"), views=None):
+    return lookup.open_teacher(name, views or data.views, CPU, parts)
 
 
 def test_a_cache_is_used_where_nothing_changed(made, teacher, data):
     ids, views = torch.tensor([1, 2]), torch.tensor([3, 4])
-    found = cache.of("clip", data.views, "all", None, CPU, **MORE)
     with torch.no_grad():
         expected = teacher(data.batch(ids, views))
-    same(found, ids, views, expected)
+    for name in ("teacher", "clip"):
+        same(opened(data, name), ids, views, expected)
 
 
 def test_a_cache_beside_random_crops_is_used_where_these_are_the_same(made, teacher, data):
     crops = RandomResizedCrop(8, (0.1, 1.0), (0.7, 1.4), True)
-    made_from = cache.identity(Path("models/clip/seed0"), crops, "center", None, **MORE)
+    made_from = lookup.identity(Path("models/clip/seed0"), crops, "center", None)
     build("clip", teacher, data, [data.views.center], made_from=made_from)
-    cache.of("clip", crops, "center", None, CPU, **MORE)
+    opened(data, views=crops)
     crops.ratio = (0.7, 1.5)
     with pytest.raises(InputError, match="cache/clip was made with another set of views"):
-        cache.of("clip", crops, "center", None, CPU, **MORE)
+        opened(data, views=crops)
 
 
-CHANGED = {
-    "pad": ({"views": Views(8, 8, 2, True)}, "set of views", "'pad': 1", "'pad': 2"),
-    "flip": ({"views": Views(8, 8, 1, False)}, "set of views", "'flip': True", "'flip': False"),
-    "held": ({"held": "center"}, "set of views", "'held': 'all'", "'held': 'center'"),
-    "prompts": ({"prompt_list": ["a {}"]}, "prompt list", "['a photo of {}']", "['a {}']"),
-    "scale": ({"logit_scale": 20.0}, "logit scale", "model", "20.0"),
-    "top k": ({"top_k": 2}, "top k", "None", "2"),
+CHANGED_VIEWS = {
+    "pad": (Views(8, 8, 2, True), "'pad': 1", "'pad': 2"),
+    "flip": (Views(8, 8, 1, False), "'flip': True", "'flip': False"),
     "augmentation": (
-        {"views": RandomResizedCrop(8, (0.1, 1.0), (0.7, 1.4), True)},
-        "set of views",
+        RandomResizedCrop(8, (0.1, 1.0), (0.7, 1.4), True),
         "'pad': 1",
         "'scale': [0.1, 1.0]",
     ),
 }
 
 
-@pytest.mark.parametrize("name", CHANGED)
-def test_a_cache_of_other_params_is_refused_by_name(made, data, name):
-    changes, part, had, needed = CHANGED[name]
-    arguments = {
-        "views": data.views,
-        "held": "all",
-        "top_k": None,
-        "device": CPU,
-        **MORE,
-        **changes,
-    }
+@pytest.mark.parametrize("name", CHANGED_VIEWS)
+@pytest.mark.parametrize("model", ["clip", "fused"])
+def test_a_cache_of_other_views_is_refused_by_name(made, data, name, model):
+    views, had, needed = CHANGED_VIEWS[name]
     with pytest.raises(InputError) as caught:
-        cache.of("clip", **arguments)
+        opened(data, model, views=views)
+    message, table = str(caught.value), "teacher" if model == "fused" else model
+    assert message.startswith(f"cache/{table} was made with another set of views (")
+    assert message.endswith(f": run `dvc repro cache@{table}`") and "\n" not in message
+    assert had in message.split("needed is")[0] and needed in message.split("needed is")[1]
+
+
+CHANGED_RECORDS = {
+    "prompts": ({"prompts": ["a {}"]}, "prompts", "['a photo of {}']", "['a {}']"),
+    "scale": ({"scale": 20.0}, "logit scale", "10.0", "20.0"),
+    "input": ({"mean": [0.1]}, "input of the teacher", "'mean': None", "'mean': [0.1]"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_RECORDS)
+def test_a_cache_of_a_teacher_that_answers_otherwise_is_refused(made, data, name):
+    changes, part, had, needed = CHANGED_RECORDS[name]
+    record = read_json("models/clip/seed0.json")
+    write_json("models/clip/seed0.json", record | changes)
+    with pytest.raises(InputError) as caught:
+        opened(data)
     message = str(caught.value)
     assert message.startswith(f"cache/clip was made with another {part} (") and "\n" not in message
     assert had in message.split("needed is")[0] and needed in message.split("needed is")[1]
 
 
 def test_a_cache_of_another_data_set_is_refused(made, data, split):
-    save_split(cache.TRAIN, split._replace(images=split.images + 1))
+    save_split(lookup.TRAIN, split._replace(images=split.images + 1))
     with pytest.raises(InputError, match="cache/clip was made with another data set"):
-        cache.of("clip", data.views, "all", None, CPU, **MORE)
+        opened(data)
 
 
 def test_a_cache_of_another_teacher_is_refused(made, data):
-    weights.save("models/clip/seed0", models.create("resnet8", 4).state_dict(), {})
+    record = read_json("models/clip/seed0.json")
+    weights.save("models/clip/seed0", models.create("resnet8", 4).state_dict(), record)
     with pytest.raises(InputError, match="cache/clip was made with another teacher"):
-        cache.of("clip", data.views, "all", None, CPU, **MORE)
-
-
-def test_a_cache_of_a_teacher_that_sees_images_otherwise_is_refused(made, teacher, data):
-    weights.save("models/clip/seed0", teacher.state_dict(), {"mean": [0.1, 0.2, 0.3]})
-    with pytest.raises(InputError, match="cache/clip was made with another input of the teacher"):
-        cache.of("clip", data.views, "all", None, CPU, **MORE)
+        opened(data)
 
 
 def test_a_cache_whose_teacher_is_gone_is_refused(made, data):
     Path("models/clip/seed0.json").unlink()
     with pytest.raises(InputError, match="models/clip holds no model"):
-        cache.of("clip", data.views, "all", None, CPU, **MORE)
+        opened(data)
 
 
 def test_a_cache_that_is_not_there_is_named(made, data):
     Path("cache/clip/cache.json").unlink()
     with pytest.raises(FileNotFoundError, match="cache/clip/cache.json"):
-        cache.of("clip", data.views, "all", None, CPU, **MORE)
+        opened(data)
+
+
+# --- the fused teacher --------------------------------------------------------------------------
+
+
+def test_the_fused_teacher_is_opened_like_any_other(made, data):
+    fused, teacher, clip = (opened(data, name) for name in ("fused", "teacher", "clip"))
+    ids, views = torch.tensor([1, 2, 21]), torch.tensor([3, 4, 17])
+    mixed = 0.4 * teacher.logits(ids, views) + 0.6 * clip.logits(ids, views)
+    torch.testing.assert_close(fused.logits(ids, views), mixed)
+    assert fused.feature_dim == fused.features(ids, views).shape[1] == 128
+
+
+@pytest.mark.parametrize("name", ["teacher", "clip"])
+def test_a_recipe_of_another_table_is_refused(made, data, name):
+    record = read_json(f"cache/{name}/cache.json")
+    write_json(f"cache/{name}/cache.json", record | {"made": "anew"})
+    said = f"cache/fused/fused.json was made of another cache/{name}: run `dvc repro fusion`"
+    with pytest.raises(InputError, match=re.escape(said)):
+        opened(data, "fused")
+
+
+def test_a_recipe_that_is_not_there_is_one_line(made, data):
+    Path("cache/fused/fused.json").unlink()
+    said = "cache/fused/fused.json is not there: run `dvc repro fusion`"
+    with pytest.raises(InputError, match=re.escape(said)):
+        opened(data, "fused")
+
+
+@pytest.mark.parametrize(("name", "table"), [("teacher", "teacher"), ("fused", "teacher")])
+def test_a_table_has_no_feature_maps(made, data, name, table):
+    said = f"cache/{table} is a table, which has no feature maps: set cache.{table}: online"
+    with pytest.raises(InputError, match=said):
+        opened(data, name, ["maps"])
 
 
 # --- on the device, or streamed -----------------------------------------------------------------
@@ -170,13 +217,13 @@ def cut(tensors, rows=1000):
 
 
 def streamed_table(views=18, rows=1000):
-    return cache.Streamed(cut(parts(views), rows), 22 if views > 1 else None, CPU)
+    return Streamed(Shards(cut(parts(views), rows), views, 22, 4), CPU)
 
 
 @pytest.mark.parametrize("rows", [1000, 7])  # a shard, and several
 @pytest.mark.parametrize("views", [18, 1])
 def test_a_streamed_table_answers_for_the_batch_that_has_begun(views, rows):
-    whole, streamed = cache.Table(**parts(views)), streamed_table(views, rows)
+    whole, streamed = Table(parts(views), 4), streamed_table(views, rows)
     assert streamed.feature_dim == whole.feature_dim == 6
     draw = torch.Generator().manual_seed(1)
     for _ in range(2):  # epochs
@@ -184,9 +231,9 @@ def test_a_streamed_table_answers_for_the_batch_that_has_begun(views, rows):
             (torch.randint(22, (n,), generator=draw), torch.randint(18, (n,), generator=draw))
             for n in (5, 5, 5, 5, 5, 5, 3)  # more than are gathered ahead
         ]
-        streamed.start(batches)
+        streamed.begin_epoch(batches)
         for batch in batches:
-            streamed.advance()
+            streamed.next_batch()
             for part in ("logits", "features"):
                 found = getattr(streamed, part)(*batch)
                 assert found.dtype == torch.float32
@@ -196,11 +243,11 @@ def test_a_streamed_table_answers_for_the_batch_that_has_begun(views, rows):
 def test_a_streamed_table_answers_from_the_same_memory():
     streamed = streamed_table()
     ids = torch.arange(4)
-    streamed.start([(ids, ids), (ids[:2], ids[:2])])
+    streamed.begin_epoch([(ids, ids), (ids[:2], ids[:2])])
     places = set()
-    for batch in (ids, ids[:2]):
-        streamed.advance()
-        places.add(streamed.rows["logits"].data_ptr())
+    for _ in range(2):
+        streamed.next_batch()
+        places.add(streamed.parts["logits"].data_ptr())
     assert len(places) == 1
 
 
@@ -208,62 +255,63 @@ def test_readers_of_one_streamed_table_have_batches_of_their_own(data):
     streamed = streamed_table()
     first, second = streamed.reader(data), streamed.reader(data)
     ids = torch.arange(4)
-    first.start([(ids, ids)])
-    second.start([(ids + 7, ids)])
-    first.advance()
-    second.advance()
-    assert torch.equal(first.logits(ids, ids), cache.Table(**parts()).logits(ids, ids))
+    first.begin_epoch([(ids, ids)])
+    second.begin_epoch([(ids + 7, ids)])
+    first.next_batch()
+    second.next_batch()
+    assert torch.equal(first.logits(ids, ids), Table(parts(), 4).logits(ids, ids))
     assert not torch.equal(first.logits(ids, ids), second.logits(ids, ids))
 
 
 def test_what_fails_as_rows_are_gathered_fails_the_run():
     streamed = streamed_table()
-    streamed.start([(torch.tensor([99]), torch.tensor([17]))])
+    streamed.begin_epoch([(torch.tensor([99]), torch.tensor([17]))])
     with pytest.raises(IndexError):
-        streamed.advance()
+        streamed.next_batch()
 
 
-@pytest.mark.parametrize(("free", "kind"), [(2, cache.Table), (1.9, cache.Streamed)])
+@pytest.mark.parametrize(("free", "kind"), [(2, Table), (1.9, Streamed)])
 def test_a_table_is_streamed_where_it_takes_more_than_half_of_a_device(monkeypatch, free, kind):
     size = sum(x.nbytes for x in parts().values())
-    monkeypatch.setattr(cache, "free_memory", lambda device: free * size)
+    monkeypatch.setattr(lookup, "free_memory", lambda device: free * size)
     for rows in (1000, 7):
-        assert type(cache.place(cut(parts(), rows), 18, 22, torch.device("meta"))) is kind
+        shards = Shards(cut(parts(), rows), 18, 22, 4)
+        assert type(lookup.place(shards, torch.device("meta"))) is kind
 
 
-@pytest.mark.parametrize(("rows", "kind"), [(1000, cache.Table), (7, cache.Streamed)])
+@pytest.mark.parametrize(("rows", "kind"), [(1000, Table), (7, Streamed)])
 @pytest.mark.parametrize("views", [18, 1])
 def test_on_a_cpu_a_table_of_one_file_is_mapped_and_one_of_several_streamed(views, rows, kind):
-    found = cache.place(cut(parts(views), rows), views, 22, CPU)
+    found = lookup.place(Shards(cut(parts(views), rows), views, 22, 4), CPU)
     batch = torch.tensor([21, 3, 3, 0]), torch.tensor([0, 17, 2, 9])
-    found.start([batch])
-    found.advance()
+    found.begin_epoch([batch])
+    found.next_batch()
     assert type(found) is kind
-    assert torch.equal(found.logits(*batch), cache.Table(**parts(views)).logits(*batch))
+    assert torch.equal(found.logits(*batch), Table(parts(views), 4).logits(*batch))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("rows", [1000, 7])
 @pytest.mark.parametrize("views", [18, 1])
 def test_a_table_on_a_gpu_is_whole_whatever_the_shards(views, rows):
-    found = cache.place(cut(parts(views), rows), views, 22, torch.device("cuda"))
-    assert type(found) is cache.Table
+    found = lookup.place(Shards(cut(parts(views), rows), views, 22, 4), torch.device("cuda"))
+    assert type(found) is Table
     assert all(torch.equal(x.cpu(), parts(views)[name]) for name, x in found.parts.items())
 
 
 def test_a_variant_reads_its_parts_alone(made, data, capsys):
     Path("cache/clip/features-000.npy").unlink()
-    table = cache.of("clip", data.views, "all", None, CPU, ["logits"], **MORE)
+    table = opened(data, parts=["logits"])
     assert list(table.parts) == ["logits"]
     assert "cache/clip: 0.0 MB of logits, on the cpu" in capsys.readouterr().out
 
 
 def test_a_cache_in_shards_is_used_as_one_in_a_file(small_shards, made, teacher, data):
     ids, views = torch.tensor([1, 2, 21, 0]), torch.tensor([3, 4, 17, 0])
-    found = cache.of("clip", data.views, "all", None, CPU, **MORE).reader(data)
-    assert type(found) is cache.Streamed
-    found.start([(ids, views)])
-    found.advance()
+    found = opened(data).reader(data)
+    assert type(found) is Streamed
+    found.begin_epoch([(ids, views)])
+    found.next_batch()
     with torch.no_grad():
         expected = teacher(data.batch(ids, views))
     same(found, ids, views, expected)
@@ -272,7 +320,7 @@ def test_a_cache_in_shards_is_used_as_one_in_a_file(small_shards, made, teacher,
 def test_shards_are_read_in_order_beyond_a_thousand(here):
     for number in (999, 1000, 101, 2):
         np.save(f"x-{number:03}.npy", np.full((1, 1), number))
-    assert [int(x[0, 0]) for x in cache._open(here, "x")] == [2, 101, 999, 1000]
+    assert [int(x[0, 0]) for x in lookup._mapped(here, "x")] == [2, 101, 999, 1000]
 
 
 # --- the largest logits alone -------------------------------------------------------------------
@@ -327,34 +375,28 @@ def test_probabilities_of_the_largest_and_of_the_rest_are_the_teacher_s(here, sh
         assert (rest > whole_rest - 1e-3).all() and (rest > whole_rest + 0.02).any()
 
 
-def saved(model, arch, classes, mean, std):
-    record = {
-        "kind": "classifier", "arch": arch, "num_classes": classes, "mean": mean, "std": std,
-        "center": None,
-    }  # fmt: skip
-    weights.save("models/teacher/seed0", model.state_dict(), record)
+def saved(model, arch, classes, preprocessing):
+    loaded = Loaded(model, preprocessing)
+    save_classifier("models/teacher/seed0", loaded, CPU, arch=arch, num_classes=classes)
     return Path("models/teacher/seed0")
 
 
 @pytest.mark.parametrize("size", [caching.SHARD_BYTES, 1024])  # a file a part, or several
-def test_a_cache_of_the_largest_is_used_and_another_number_refused(
+def test_a_cache_of_the_largest_says_itself_how_many_these_are(
     here, split, sharp, data, monkeypatch, size
 ):
     monkeypatch.setattr(caching, "SHARD_BYTES", size)
     model, _ = sharp
-    save_split(cache.TRAIN, split)
-    path = saved(model, "resnet8", 10, data.mean, data.std)
-    made_from = cache.identity(path, data.views, "all", 3)
+    save_split(lookup.TRAIN, split)
+    path = saved(model, "resnet8", 10, data.preprocessing)
+    made_from = lookup.identity(path, data.views, "all", 3)
     build("teacher", model, data, made_from=made_from, top_k=3)
-    found = cache.of("teacher", data.views, "all", 3, CPU, ["logits"]).reader(data)
+    found = opened(data, "teacher", ["logits"]).reader(data)
     assert set(found.parts) == {"logits", "classes"}
     ids, views = torch.tensor([21, 3, 3, 0]), torch.tensor([0, 17, 2, 9])
-    found.start([(ids, views)])
-    found.advance()
+    found.begin_epoch([(ids, views)])
+    found.next_batch()
     assert torch.equal(found.logits(ids, views), table("teacher", 10).logits(ids, views))
-    for other in (None, 2):
-        with pytest.raises(InputError, match=f"another top k \\(3, needed is {other}\\)"):
-            cache.of("teacher", data.views, "all", other, CPU)
 
 
 # --- a teacher that runs along ------------------------------------------------------------------
@@ -363,15 +405,15 @@ def test_a_cache_of_the_largest_is_used_and_another_number_refused(
 @pytest.fixture(params=["the student's", "its own"])
 def online(request, here, split, sharp, data):
     """A teacher that runs along, and the table of all its views: whatever its normalisation."""
-    look = data.mean, data.std
+    look = data.preprocessing
     if request.param == "its own":
-        look = [0.1, 0.6, 0.45], [0.5, 0.25, 0.3]
+        look = Preprocessing([0.1, 0.6, 0.45], [0.5, 0.25, 0.3])
     model, _ = sharp
-    save_split(cache.TRAIN, split)
-    path = saved(model, "resnet8", 10, *look)
-    build("table", model, ResidentSet(split, *look, data.views, CPU))
-    build("teacher", model, data, [], made_from=cache.identity(path, data.views, "online", None))
-    return cache.of("teacher", data.views, "online", None, CPU), table("table")
+    save_split(lookup.TRAIN, split)
+    path = saved(model, "resnet8", 10, look)
+    build("table", model, ResidentSet(split, look, data.views, CPU))
+    build("teacher", model, data, [], made_from=lookup.identity(path, data.views, "online", None))
+    return opened(data, "teacher"), table("table")
 
 
 def test_an_online_cache_has_no_tables_and_is_checked_as_any_other(online, sharp, data, capsys):
@@ -384,8 +426,8 @@ def test_an_online_cache_has_no_tables_and_is_checked_as_any_other(online, sharp
         np.load("cache/teacher/validation.npy"), expected, rtol=1e-4, atol=1e-4
     )
     with pytest.raises(InputError, match="cache/teacher was made with another set of views"):
-        cache.of("teacher", data.views, "center", None, CPU)
-    cache.of("teacher", data.views, "online", None, CPU)
+        opened(data, "teacher", views=Views(8, 8, 2, True))
+    opened(data, "teacher")
     assert "cache/teacher: the teacher runs along, on the cpu" in capsys.readouterr().out
 
 
@@ -395,8 +437,8 @@ def test_a_teacher_that_runs_along_teaches_as_the_table_of_all_views(online, dat
     draw = torch.Generator().manual_seed(1)
     for _ in range(3):
         ids, views = torch.randint(22, (64,), generator=draw), data.views.sample(64, draw)
-        teacher.start([(ids, views)])
-        teacher.advance()
+        teacher.begin_epoch([(ids, views)])
+        teacher.next_batch()
         student = torch.randn(64, 10, generator=draw)
         values = [losses.kd(student, x.logits(ids, views), 3.0) for x in (teacher, found)]
         torch.testing.assert_close(*values, rtol=5e-4, atol=0)
@@ -414,7 +456,7 @@ def test_a_teacher_that_runs_along_runs_once_a_batch_and_learns_nothing(online, 
     ids = torch.arange(5)
     for turn in range(2):
         for teacher in (first, second):  # runs side by side
-            teacher.advance()
+            teacher.next_batch()
         for number, teacher in enumerate((first, second)):
             found = [teacher.logits(ids + number, ids), teacher.features(ids + number, ids)]
             assert not any(x.requires_grad for x in found)

@@ -8,20 +8,23 @@ import pytest
 import torch
 from torch import nn
 
+from toys import crd, fused, kd, on, recipe, streamed
+
 from richkd import models
 from richkd.base import resume
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
 from richkd.classifiers import Loaded
 from richkd.data.resident import ResidentSet
-from richkd.engine import accuracy, predict, start
-from richkd.losses import ContrastiveMemory
+from richkd.engine import accuracy, pick_device, predict
 from richkd.models import ModelOutput
-from richkd.params import Runtime, Training
-from richkd.teachers.lookup import Online, Streamed, Table
-from richkd.train.fit import Run, fit
+from richkd.params import Ce, Runtime, Training
+from richkd.teachers.fused import Fused
+from richkd.teachers.online import Online
+from richkd.teachers.table import Streamed, Table
+from richkd.train.fit import Plan, Run, Sources, fit
 from richkd.train.objective import Objective
-from richkd.train.terms import FusedContrast, LogitDistillation, fused_logits
+from richkd.train.terms import make_objective
 
 CPU = torch.device("cpu")
 TRAINING = Training(
@@ -42,40 +45,19 @@ def network(seed=0):
     return models.create("resnet8", 4)
 
 
-def tables():
-    """Two teachers of 22 images in 18 views, four classes."""
-    draw = torch.Generator().manual_seed(0)
-    shapes = ((18, 22, 4), (18, 22, 12)), ((1, 22, 4), (1, 22, 10))
-    return [Table(*(torch.randn(s, generator=draw) for s in pair)) for pair in shapes]
-
-
-def streamed(table, device):
-    """The same rows in shards, left where they are."""
-    shards = {name: list(x.flatten(0, 1).split(50)) for name, x in table.parts.items()}
-    views, images, _ = table.parts["logits"].shape
-    return Streamed(shards, images if views > 1 else None, device)
-
-
-def fused_objective(data):
-    teacher, clip = tables()
-    memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
-    return Objective(
-        1.0,
-        kd=(3.0, LogitDistillation(fused_logits(teacher, clip, 0.7), 3.0)),
-        crd=(0.8, FusedContrast(64, teacher, clip, 0.7, memory)),
-    )
+def fused_objective(data, teacher=None):
+    options = {"ce": Ce(), "kd": kd(), "crd": crd()}
+    return make_objective(options, network(), teacher or fused(), data.labels)
 
 
 def prepare(
-    model, objective, data, how=TRAINING, seed=0, checkpoint=("run", "key"), tables=(), **runtime
+    model, objective, data, how=TRAINING, seed=0, checkpoint=("run", "key"), teacher=None, **runtime
 ):
     ids = torch.arange(len(data), device=data.device)
     validation = data.batch(ids, torch.full_like(ids, data.views.center)), data.labels
     runtime = dataclasses.replace(RUNTIME, **runtime)
-    checkpoint = Checkpoint(*checkpoint)
-    return Run(
-        model, objective, data, validation, how, seed, runtime, checkpoint, "test", tables
-    )  # fmt: skip
+    sources, plan = Sources(data, validation, teacher), Plan(how, runtime, seed)
+    return Run(model, objective, sources, plan, Checkpoint(*checkpoint), "test")
 
 
 def run(*arguments, **more):
@@ -101,8 +83,8 @@ class Slope(nn.Module):
         return ModelOutput(features.expand(-1, 4), features)
 
 
-class Mean(nn.Module):
-    def forward(self, output, labels, ids, view_ids, draw):
+class Mean(Objective):
+    def forward(self, output, batch):
         return {"loss": output.features.mean()}
 
 
@@ -301,7 +283,7 @@ def test_runs_side_by_side_end_bit_for_bit_where_each_alone_does(here, data):
     for alone, beside in zip(pair(False), pair(True)):
         assert beside.history == alone.history
         for name in ("model", "objective"):
-            assert same(beside.parts[name].state_dict(), alone.parts[name].state_dict())
+            assert same(getattr(beside, name).state_dict(), getattr(alone, name).state_dict())
 
 
 def test_runs_side_by_side_go_on_from_epochs_of_their_own(here, data, killed_after):
@@ -328,19 +310,10 @@ def test_runs_side_by_side_go_on_from_epochs_of_their_own(here, data, killed_aft
 
 def test_a_streamed_table_trains_as_a_resident_one(here, data):
     states = []
-    for kind in (Table, Streamed):
+    for name, teacher in (("table", fused()), ("streamed", streamed(fused()).reader(data))):
         model = network()
-        if kind is Table:
-            teacher, clip = tables()
-        else:
-            teacher, clip = (streamed(table, CPU).reader(data) for table in tables())
-        memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
-        objective = Objective(
-            1.0,
-            kd=(3.0, LogitDistillation(fused_logits(teacher, clip, 0.7), 3.0)),
-            crd=(0.8, FusedContrast(64, teacher, clip, 0.7, memory)),
-        )
-        run(model, objective, data, checkpoint=(kind.__name__, "key"), tables=(teacher, clip))
+        objective = fused_objective(data, teacher)
+        run(model, objective, data, checkpoint=(name, "key"), teacher=teacher)
         states.append(model.state_dict())
     assert same(*states)
 
@@ -349,36 +322,51 @@ def test_a_teacher_that_runs_along_trains_as_the_table_of_all_views(here, data):
     model = network(seed=7).eval()
     pairs = torch.arange(22).repeat(18), torch.arange(18).repeat_interleave(22)
     with torch.no_grad():
-        rows = [x.view(18, 22, -1) for x in model(data.batch(*pairs))]
+        logits, features = (x.view(18, 22, -1) for x in model(data.batch(*pairs)))
     before, calls = {name: x.clone() for name, x in model.state_dict().items()}, []
     model.register_forward_hook(lambda *_: calls.append(1))
-    online = Online(Loaded(model, data.mean, data.std, None)).reader(data)
+    online = Online(Loaded(model, data.preprocessing)).reader(data)
     losses = []
-    for teacher in (Table(*rows), online):
-        torch.manual_seed(0)
-        memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, data.labels)
-        contrast = FusedContrast(64, teacher, tables()[1], 0.7, memory)
-        objective = Objective(
-            1.0, kd=(3.0, LogitDistillation(teacher.logits, 3.0)), crd=(0.8, contrast)
-        )
-        name = type(teacher).__name__
+    for conventional in (Table({"logits": logits, "features": features}, 4), online):
+        teacher = Fused(recipe(), conventional, fused().clip)
+        name = type(conventional).__name__
         how = training(epochs=2, lr=0.01)  # the less, the less rounding grows
-        history = run(network(), objective, data, how, checkpoint=(name, "key"), tables=[teacher])
+        objective = fused_objective(data, teacher)
+        history = run(network(), objective, data, how, checkpoint=(name, "key"), teacher=teacher)
         losses.append([row[term] for row in history for term in ("loss", "ce", "kd", "crd")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert len(calls) == 2 * 3  # a step each, both terms together
     assert not model.training and same(model.state_dict(), before)
 
 
+class Seen(Objective):
+    """Cross entropy, and a note of each epoch's number."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = []
+
+    def begin_epoch(self, number):
+        self.numbers.append(number)
+
+
+def test_the_objective_is_told_the_epoch_also_after_a_kill(here, data, killed_after):
+    model, objective = network(), Seen()
+    with killed_after(model, 7):  # amid the second of three batches an epoch
+        run(model, objective, data)
+    run(network(), objective, data)
+    assert objective.numbers == [1, 2, 3, 2, 3, 4] or objective.numbers == [1, 2, 2, 3, 4]
+
+
 def test_deterministic_training_repeats_bit_for_bit(here, data):
-    start("cpu", deterministic=True)
+    pick_device("cpu", deterministic=True)
     states = []
     for name in "ab":
         model = network()
         objective = fused_objective(data)
         run(model, objective, data, checkpoint=(name, "key"), deterministic=True)
         states.append(model.state_dict())
-    start("cpu")
+    pick_device("cpu")
     assert same(*states)
 
 
@@ -410,9 +398,9 @@ def test_a_graph_needs_cuda(here, data):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("step", ["eager", "graph"])
 def test_cuda_trains_and_resumes(here, split, data, killed_after, precision, step):
-    cuda = start("auto")
+    cuda = pick_device("auto")
     assert cuda.type == "cuda"
-    resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
+    resident = ResidentSet(split, data.preprocessing, data.views, cuda)
     model, how = network().to(cuda), training(epochs=10)
     with killed_after(model, 5):
         run(model, Objective(), resident, how, precision=precision, step=step)
@@ -427,25 +415,18 @@ def test_a_graph_trains_as_the_plain_step_and_side_by_side(
     here, split, data, kind, schedule, monkeypatch
 ):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    cuda, histories = start("auto"), {}
-    resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
+    cuda, histories = pick_device("auto"), {}
+    resident = ResidentSet(split, data.preprocessing, data.views, cuda)
     how = training(epochs=5, schedule=schedule, milestones=(3,))
 
     def prepared(step, seed):
-        if kind is Table:
-            read = [Table(**{k: x.to(cuda) for k, x in t.parts.items()}) for t in tables()]
-        else:
-            read = [streamed(table, cuda) for table in tables()]
+        teacher = on(cuda, fused()) if kind is Table else streamed(fused(), cuda)
         torch.manual_seed(seed)
-        memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, resident.labels.cpu())
         model = network(seed).to(cuda)
-        kd = LogitDistillation(fused_logits(*read, 0.7), 3.0)
-        crd = FusedContrast(64, *read, 0.7, memory)
-        objective = Objective(1.0, kd=(3.0, kd), crd=(0.8, crd)).to(cuda)
+        options = {"ce": Ce(), "kd": kd(warm_up=3), "crd": crd()}
+        objective = make_objective(options, model, teacher, resident.labels).to(cuda)
         name = f"{step}{seed}"
-        return prepare(
-            model, objective, resident, how, seed, (name, "key"), read, step=step
-        )  # fmt: skip
+        return prepare(model, objective, resident, how, seed, (name, "key"), teacher, step=step)
 
     for step in ("eager", "graph"):
         runs = [prepared(step, seed) for seed in (0, 1)]
@@ -460,16 +441,12 @@ def test_a_graph_trains_as_the_plain_step_and_side_by_side(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("step", ["eager", "graph"])
 def test_a_step_never_waits_for_the_device(here, split, data, step):
-    cuda = start("auto")
-    resident = ResidentSet(split, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], data.views, cuda)
-    read = [Table(**{k: x.to(cuda) for k, x in t.parts.items()}) for t in tables()]
-    memory = ContrastiveMemory(22, 8, 16, 0.1, 0.5, resident.labels.cpu())
-    kd = LogitDistillation(fused_logits(*read, 0.7), 3.0)
-    crd = FusedContrast(64, *read, 0.7, memory)
-    objective = Objective(1.0, kd=(3.0, kd), crd=(0.8, crd)).to(cuda)
-    prepared = prepare(
-        network().to(cuda), objective, resident, training(epochs=9, batch_size=2), step=step
-    )  # fmt: skip
+    cuda = pick_device("auto")
+    resident = ResidentSet(split, data.preprocessing, data.views, cuda)
+    teacher, model = on(cuda, fused()), network().to(cuda)
+    objective = fused_objective(resident, teacher).to(cuda)
+    how = training(epochs=9, batch_size=2)
+    prepared = prepare(model, objective, resident, how, teacher=teacher, step=step)
     with torch.cuda.stream(prepared.stream):
         steps = prepared.train()
         for _ in range(6):  # the first few may set up; a graph is captured after three

@@ -1,0 +1,18 @@
+"""Train students on labels alone: `ce`, what every variant is held against."""
+
+from richkd import params
+from richkd.evaluate.seeds import write_training
+from richkd.train.objective import Objective
+from richkd.train.seeds import Job, TrainingData, train_seeds
+from stages import run
+
+
+def main() -> None:
+    p = params.load("student", "distill.seeds", "views", "runtime")
+    data = TrainingData(p.views, p.runtime)
+    job = Job("ce", p.student, p.distill.seeds, p, [__file__])
+    train_seeds(job, data, lambda student, teacher: Objective(), write_training)
+
+
+if __name__ == "__main__":
+    run(main, parallel=True)
