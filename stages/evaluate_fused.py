@@ -6,26 +6,27 @@ from richkd import params
 from richkd.base.files import write_array
 from richkd.data.dataset import load_info, load_split
 from richkd.evaluate.scores import corrupted_sets, score, shifted_found
-from richkd.teachers.fusion import fuse_logits
+from richkd.teachers.fusion import load_recipe
 from stages import run
 
 
 def main() -> None:
-    p = params.load("fusion.alpha", "corruptions.names", "corruptions.severities")
+    corruptions = params.load("corruptions.names", "corruptions.severities").corruptions
+    recipe = load_recipe()
     for part in ("validation", "test", "corrupted", *(f"shifted/{key}" for key in shifted_found())):
         teacher, clip = (
             np.load(f"predictions/{name}/{part}.npy", mmap_mode="r") for name in ("teacher", "clip")
         )
         fused = np.empty_like(teacher)
-        for out, *logits in zip(
-            fused[0], teacher[0], clip[0]
-        ):  # one seed; a corruption, or an image
-            # Mixed in 32 bits, saved as the parts are.
-            out[...] = fuse_logits(*(x.astype(np.float32) for x in logits), p.fusion.alpha)
+        # Teachers have one seed. A row is an image, or one corruption of all images, so that the
+        # corrupted images do not have to fit into memory in 32 bits.
+        for out, teacher_logits, clip_logits in zip(fused[0], teacher[0], clip[0], strict=True):
+            # Mixed in 32 bits, saved in the dtype of the parts.
+            out[...] = recipe.mix(teacher_logits.astype(np.float32), clip_logits.astype(np.float32))
         write_array(f"predictions/fused/{part}.npy", fused)
-    labels, names = load_split("data/test.safetensors").labels, corrupted_sets(p.corruptions.names)
+    labels, names = load_split("data/test.safetensors").labels, corrupted_sets(corruptions.names)
     imagenet = load_info("data/info.json").whole_imagenet
-    score("fused", labels, names, p.corruptions.severities, imagenet)
+    score("fused", labels, names, corruptions.severities, imagenet)
     print("predictions/fused, metrics/evaluate/fused.json, metrics/evaluate/fused.csv")
 
 

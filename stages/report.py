@@ -7,27 +7,32 @@ import pandas as pd
 from richkd import params
 from richkd.base.files import read_json, replacing, write_json
 from richkd.evaluate import plots, report
-from richkd.evaluate.summary import TEACHERS, accuracies, summarize, table
+from richkd.evaluate.summary import (
+    ALONE,
+    TEACHERS,
+    accuracies_by_run,
+    read_summary,
+    summary_table,
+)
 from stages import run
 
 
 def main() -> None:
-    p = params.load(
+    settings = params.load(
         "dataset.captioned_images", "teacher", "clip", "student.arch", "fusion.alpha", "fusion.lam",
-        "baseline.variants", "distill.variants", "distill.seeds", "corruptions",
-        "cache.top_k", "calibration.threshold",
+        "distill.variants", "distill.seeds", "corruptions", "cache.top_k", "calibration.threshold",
     )  # fmt: skip
-    models = [*TEACHERS, *p.baseline.variants, *p.distill.variants]
-    summary, runs = summarize(models), accuracies(models)
-    page = report.render(p, summary, Path("params.yaml").read_text())
+    models = [*TEACHERS, ALONE, *settings.distill.variants]
+    summary, accuracies = read_summary(models), accuracies_by_run(models)
+    page = report.render(settings, summary, Path("params.yaml").read_text())
     fusion, curve = read_json("metrics/fusion.json"), pd.read_csv("metrics/fusion/alpha.csv")
     validation = {model: fusion[model]["accuracy"] for model in TEACHERS if fusion}
     labels = {model: report.label(model) for model in models}
-    picture = plots.overview(curve, p.fusion.alpha, validation, runs, labels)
+    picture = plots.overview(curve, settings.fusion.alpha, validation, accuracies, labels)
 
     write_json("metrics/summary.json", summary)
     with replacing("metrics/summary.csv") as part:
-        table(summary, runs).to_csv(part, index=False)
+        summary_table(summary, accuracies).to_csv(part, index=False)
     with replacing("report/index.html") as part:
         part.write_text(page)
     with replacing("report/results.png") as part:

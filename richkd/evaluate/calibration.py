@@ -1,36 +1,76 @@
 """How far a classifier's probabilities can be trusted; numpy in, floats out.
 
 Works on saved predictions, without torch. `scipy.special.softmax(logits.astype(float), axis=1)`
-makes probabilities of logits. Everywhere: probabilities (samples, classes), any float dtype, rows
-summing to 1 within 1e-3 (they may come from float16 logits); labels (samples,) integers in
-[0, classes). Anything else raises ValueError.
+turns logits into probabilities. In every function probabilities are (samples, classes) of any float
+dtype, and each row sums to 1 within 1e-3 (the logits may have been float16). Labels are (samples,)
+integers in [0, classes). Other values and shapes raise ValueError.
 """
 
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
+
+from richkd.params import Calibration
+
+Curve = dict[str, np.ndarray]
 
 TEMPERATURE_RANGE = (0.05, 20.0)
+
+
+# --- all figures of one set of images -----------------------------------------------------------
+
+
+def measure(
+    logits: np.ndarray, labels: np.ndarray, settings: Calibration, temperature: float | None
+) -> tuple[dict[str, float], Curve]:
+    """The figures of one set of images by name, and its `reliability_curve`.
+
+    Logits (samples, classes), any float dtype, and labels (samples,). Where there is a
+    `temperature`, it is among the figures, and `ece_tempered` and `nll_tempered` are those of the
+    logits divided by it.
+    """
+    logits, bins = logits.astype(float), settings.bins
+    probabilities = softmax(logits, axis=1)
+    figures = {
+        "ece": expected_calibration_error(probabilities, labels, bins),
+        "mce": maximum_calibration_error(probabilities, labels, bins),
+        "adaptive_ece": adaptive_calibration_error(probabilities, labels, bins),
+        "classwise_ece": classwise_calibration_error(probabilities, labels, bins),
+        "brier": brier_score(probabilities, labels),
+        "nll": negative_log_likelihood(probabilities, labels),
+        **confidence_quadrants(probabilities, labels, settings.threshold),
+    }
+    if temperature is not None:
+        tempered = softmax(logits / temperature, axis=1)
+        figures |= {
+            "temperature": temperature,
+            "ece_tempered": expected_calibration_error(tempered, labels, bins),
+            "nll_tempered": negative_log_likelihood(tempered, labels),
+        }
+    return figures, reliability_curve(probabilities, labels, bins)
 
 
 # --- binned errors ------------------------------------------------------------------------------
 
 
-def reliability_curve(probabilities, labels, bins=15):
+def reliability_curve(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Curve:
     """Confidence against accuracy in equal-width bins (lo, hi]: the reliability diagram.
 
     DeGroot and Fienberg, 1983; Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
-    Confidence is the largest probability. Returns a dict of arrays, one entry a bin that holds a
-    sample, in rising order: `lo`, `hi`, `count` (int64), `confidence` and `accuracy` (means in
-    the bin). Empty bins are left out: they have neither mean.
+    Confidence is the largest probability. Returns a dict of arrays with one entry for each
+    bin that holds a sample, in rising order: `lo`, `hi`, `count` (int64), `confidence` and
+    `accuracy` (means in the bin). Empty bins are left out, since they have no means.
     """
-    confidence, correct = _top_label(*_checked(probabilities, labels))
-    return _curve(confidence, correct, _equal_width(bins))
+    confidence, correct = _confidence_and_correctness(*_check_probabilities(probabilities, labels))
+    return _curve(confidence, correct, _equal_width_edges(bins))
 
 
-def expected_calibration_error(probabilities, labels, bins=15):
+def expected_calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> float:
     """ECE in [0, 1]: mean gap between confidence and accuracy, weighted by the bins' counts.
 
     Naeini et al., AAAI 2015; Guo et al., ICML 2017. Bins as in `reliability_curve`.
@@ -38,34 +78,38 @@ def expected_calibration_error(probabilities, labels, bins=15):
     return _mean_gap(reliability_curve(probabilities, labels, bins))
 
 
-def maximum_calibration_error(probabilities, labels, bins=15):
+def maximum_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     """MCE in [0, 1]: the largest gap of any bin of `reliability_curve` (Guo et al., ICML 2017)."""
     return float(_gaps(reliability_curve(probabilities, labels, bins)).max())
 
 
-def adaptive_calibration_error(probabilities, labels, bins=15):
-    """ECE in [0, 1] over bins of equal mass, so that none is too thin to estimate an accuracy.
+def adaptive_calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> float:
+    """ECE in [0, 1] over bins of equal mass, so that each has enough samples for an accuracy.
 
     The adaptive ranges of Nixon et al., "Measuring Calibration in Deep Learning", CVPR Workshops
     2019, applied to the top label as in `expected_calibration_error` (their ACE also averages
-    over classes). Samples of one confidence share a bin, so the result does not depend on their
-    order; with fewer distinct confidences than bins there are fewer bins.
+    over classes). Samples of equal confidence share a bin, so the result does not depend on the
+    order of the samples. With fewer distinct confidences than bins there are fewer bins.
     """
-    confidence, correct = _top_label(*_checked(probabilities, labels))
+    confidence, correct = _confidence_and_correctness(*_check_probabilities(probabilities, labels))
     _check_bins(bins)
     ends = (len(confidence) * np.arange(1, bins + 1) + bins - 1) // bins  # rounded up
     edges = np.unique(np.append(0.0, np.sort(confidence)[ends - 1]))
     return _mean_gap(_curve(confidence, correct, edges))
 
 
-def classwise_calibration_error(probabilities, labels, bins=15):
+def classwise_calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> float:
     """Mean over classes of the ECE of that class's probability, equal-width bins; in [0, 1].
 
     Static calibration error of Nixon et al., CVPR Workshops 2019; classwise-ECE of Kull et al.,
     "Beyond temperature scaling", NeurIPS 2019.
     """
-    probabilities, labels = _checked(probabilities, labels)
-    edges = _equal_width(bins)
+    probabilities, labels = _check_probabilities(probabilities, labels)
+    edges = _equal_width_edges(bins)
     errors = [
         _mean_gap(_curve(column, labels == label, edges))
         for label, column in enumerate(probabilities.T)
@@ -73,61 +117,64 @@ def classwise_calibration_error(probabilities, labels, bins=15):
     return float(np.mean(errors))
 
 
-def _check_bins(bins):
+def _check_bins(bins: int) -> None:
     if not isinstance(bins, (int, np.integer)) or bins < 1:
         raise ValueError(f"bins is {bins}, must be an integer of at least 1")
 
 
-def _equal_width(bins):
+def _equal_width_edges(bins: int) -> np.ndarray:
     _check_bins(bins)
     # k/bins rounds once, so that 0.3 is an edge of ten bins; a multiple of 1/bins may not be.
     return np.arange(bins + 1) / bins
 
 
-def _curve(confidence, correct, edges):
-    """Means in the bins (lo, hi]; a probability of 0 goes to the first."""
+def _curve(confidence: np.ndarray, correct: np.ndarray, edges: np.ndarray) -> Curve:
+    """Means in the bins (lo, hi]; a probability of 0 belongs to the first bin."""
     inside = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, None)
     count = np.bincount(inside, minlength=len(edges) - 1)
-    held = count > 0
-    count = count[held]
+    filled = count > 0
+    count = count[filled]
     return {
-        "lo": edges[:-1][held],
-        "hi": edges[1:][held],
+        "lo": edges[:-1][filled],
+        "hi": edges[1:][filled],
         "count": count,
-        "confidence": np.bincount(inside, confidence, len(edges) - 1)[held] / count,
-        "accuracy": np.bincount(inside, correct, len(edges) - 1)[held] / count,
+        "confidence": np.bincount(inside, confidence, len(edges) - 1)[filled] / count,
+        "accuracy": np.bincount(inside, correct, len(edges) - 1)[filled] / count,
     }
 
 
-def _gaps(curve):
-    return np.abs(curve["confidence"] - curve["accuracy"])
+def _gaps(curve: Curve) -> np.ndarray:
+    gaps: np.ndarray = np.abs(curve["confidence"] - curve["accuracy"])
+    return gaps
 
 
-def _mean_gap(curve):
+def _mean_gap(curve: Curve) -> float:
     return float(np.average(_gaps(curve), weights=curve["count"]))
 
 
 # --- scores -------------------------------------------------------------------------------------
 
 
-def brier_score(probabilities, labels):
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Squared error against the one-hot label, summed over classes, mean over samples; in [0, 2].
 
     Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950.
     """
-    probabilities, labels = _checked(probabilities, labels)
+    probabilities, labels = _check_probabilities(probabilities, labels)
     right = probabilities[np.arange(len(labels)), labels]
     return float(np.mean(np.square(probabilities).sum(axis=1) - 2 * right + 1))
 
 
-def negative_log_likelihood(probabilities, labels):
+def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Mean of -log of the label's probability, in nats; a probability of 0 counts as 2.2e-308."""
-    probabilities, labels = _checked(probabilities, labels)
+    probabilities, labels = _check_probabilities(probabilities, labels)
     right = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(right, np.finfo(float).tiny)).mean())
 
 
-def confidence_quadrants(probabilities, labels, threshold):
+def confidence_quadrants(
+    probabilities: ArrayLike, labels: ArrayLike, threshold: float
+) -> dict[str, float]:
     """Shares of the samples by confidence and correctness; they sum to 1.
 
     Confident means that the largest probability is at least threshold, in [0, 1]. Returns a dict
@@ -135,7 +182,7 @@ def confidence_quadrants(probabilities, labels, threshold):
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, must be in [0, 1]")
-    confidence, correct = _top_label(*_checked(probabilities, labels))
+    confidence, correct = _confidence_and_correctness(*_check_probabilities(probabilities, labels))
     confident = confidence >= threshold
     return {
         "confident_correct": float(np.mean(confident & correct)),
@@ -148,20 +195,22 @@ def confidence_quadrants(probabilities, labels, threshold):
 # --- temperature --------------------------------------------------------------------------------
 
 
-def fit_temperature(logits, labels):
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """Temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
-    Guo et al., ICML 2017. Logits (samples, classes), finite. T is searched in [0.05, 20]: where
-    every sample is right, the likelihood only grows as T falls and the lower end comes back.
+    Guo et al., ICML 2017. Logits (samples, classes), finite. T is searched in [0.05, 20]. Where
+    every sample is right, the likelihood grows as T falls, so the result is the lower end.
     """
-    logits, labels = _checked_shapes("logits", logits, labels)
+    logits, labels = _check_arrays("logits", logits, labels)
     rows = np.arange(len(labels))
 
-    def loss(log_temperature):
-        return -log_softmax(logits / math.exp(log_temperature), axis=1)[rows, labels].mean()
+    def loss(log_temperature: float) -> float:
+        scores = log_softmax(logits / math.exp(log_temperature), axis=1)
+        return float(-scores[rows, labels].mean())
 
     # The loss is convex in 1/T, so it has one minimum in log T.
-    bounds = [math.log(end) for end in TEMPERATURE_RANGE]
+    lowest, highest = TEMPERATURE_RANGE
+    bounds = math.log(lowest), math.log(highest)
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return math.exp(found.x)
 
@@ -169,13 +218,17 @@ def fit_temperature(logits, labels):
 # --- input --------------------------------------------------------------------------------------
 
 
-def _top_label(probabilities, labels):
-    """The largest probability of each sample, and whether it is that of the label."""
+def _confidence_and_correctness(
+    probabilities: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The largest probability of each sample, and whether its class is the label."""
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
 
-def _checked(probabilities, labels):
-    probabilities, labels = _checked_shapes("probabilities", probabilities, labels)
+def _check_probabilities(
+    probabilities: ArrayLike, labels: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = _check_arrays("probabilities", probabilities, labels)
     if probabilities.min() < 0:
         raise ValueError(f"probabilities hold {probabilities.min():g}, must not be negative")
     sums = probabilities.sum(axis=1)
@@ -187,7 +240,8 @@ def _checked(probabilities, labels):
     return np.minimum(probabilities, 1), labels  # rounding may have left 1.0005
 
 
-def _checked_shapes(name, scores, labels):
+def _check_arrays(name: str, scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, the scores in float64; `name` says in errors what the scores are."""
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"{name} have shape {scores.shape}, must be (samples, classes), not empty")

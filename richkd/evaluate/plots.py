@@ -5,7 +5,9 @@ without pyplot, so they need no display and leave no state behind.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,20 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with every common colour blindness; a model keeps its colour.
-COLORS = {
-    "teacher": "#0072b2",
-    "clip": "#e69f00",
-    "fused": "#009e73",
-    "ce": "#7a7a7a",
-    "kd": "#000000",
-    "L": "#56b4e9",
-    "F": "#cc79a7",
-    "LF": "#d55e00",
-}
-TERM_COLORS = {"ce": COLORS["ce"], "kd": COLORS["kd"], "crd": COLORS["F"]}
-LEAST = 10  # images that make a bin of a reliability diagram worth drawing
-STYLE = {
+# Models and loss terms of these names are in every experiment. Colours of Okabe and Ito's palette,
+# told apart with every common colour blindness, and a grey.
+FIXED_COLORS = {"teacher": "#0072b2", "clip": "#e69f00", "fused": "#009e73", "ce": "#7a7a7a"}
+# All other names take these colours in their order. First comes the rest of Okabe and Ito's palette
+# but its pale yellow, then Paul Tol's palette "muted" but its cyan, too close to the sky blue.
+COLOR_CYCLE = (
+    "#000000", "#56b4e9", "#cc79a7", "#d55e00",
+    "#332288", "#999933", "#882255", "#ddcc77", "#117733", "#aa4499", "#44aa99", "#cc6677",
+)  # fmt: skip
+MIN_BIN_IMAGES = 10  # bins of a reliability diagram with fewer images are not drawn
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "richkd",
     "font.size": 8,
     "axes.spines.top": False,
@@ -39,6 +38,15 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 7,
 }
+
+
+def colors(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each model or loss term: fixed, or from the cycle in the order of `names`.
+
+    More than twelve names without a fixed colour begin the cycle again.
+    """
+    others = (name for name in dict.fromkeys(names) if name not in FIXED_COLORS)
+    return FIXED_COLORS | dict(zip(others, cycle(COLOR_CYCLE), strict=False))
 
 
 @matplotlib.rc_context(STYLE)
@@ -57,12 +65,13 @@ def fusion_curve(
 
 
 @matplotlib.rc_context(STYLE)
-def training(curves: pd.DataFrame, color: str) -> bytes:
-    """SVG of loss terms over epochs, below validation accuracy if there is any.
+def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -> bytes:
+    """SVG of the loss terms over epochs; above them the validation accuracy, if there is any.
 
-    Thin is a seed, thick their mean.
+    A thin line is a seed, the thick one their mean. `color` is the validation accuracy's,
+    `term_colors` has the columns of `curves` that are loss terms, each with its colour.
     """
-    # Validation runs every few epochs; the others have no value.
+    # Validation runs every few epochs; the rows of other epochs have no value.
     validation = curves.dropna(subset="validation_accuracy")
     height = 2.1 if validation.empty else 3.6
     figure = Figure(figsize=(3.5, height))
@@ -73,8 +82,8 @@ def training(curves: pd.DataFrame, color: str) -> bytes:
     for axes in top:
         _seeds_and_mean(axes, validation, "validation_accuracy", color, 100)
         axes.set(ylim=(0, 101), ylabel="validation accuracy, %")
-    for term in (name for name in TERM_COLORS if name in curves):
-        _seeds_and_mean(bottom, curves, term, TERM_COLORS[term])
+    for term, term_color in term_colors.items():
+        _seeds_and_mean(bottom, curves, term, term_color)
     bottom.set(yscale="log", ylabel="loss terms", xlabel="epoch")
     bottom.legend()
     return _svg(figure)
@@ -84,14 +93,14 @@ def training(curves: pd.DataFrame, color: str) -> bytes:
 def reliability(curves: pd.DataFrame, color: str) -> bytes:
     """SVG of accuracy against confidence: clean solid, corrupted dashed.
 
-    The runs' bins are pooled; those of fewer than LEAST images are left out, as noise.
+    The runs' bins are pooled. Bins of fewer than MIN_BIN_IMAGES images are left out, as noise.
     """
     figure, axes = _figure(2.4, 2.4)
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     looks = {"clean": ("-", color), "corrupted": ("--", "white")}
     for data, (line, fill) in looks.items():
-        bins = pooled(curves[curves.data == data])
-        bins = bins[bins["count"] >= LEAST]
+        bins = pool_bins(curves[curves.data == data])
+        bins = bins[bins["count"] >= MIN_BIN_IMAGES]
         axes.plot(bins.confidence, bins.accuracy, line, color=color, linewidth=1.2)
         sizes = 4 + 60 * bins["count"] / bins["count"].sum()
         axes.scatter(bins.confidence, bins.accuracy, sizes, fill, edgecolors=color, zorder=3)
@@ -101,7 +110,7 @@ def reliability(curves: pd.DataFrame, color: str) -> bytes:
     return _svg(figure)
 
 
-def pooled(curves: pd.DataFrame) -> pd.DataFrame:
+def pool_bins(curves: pd.DataFrame) -> pd.DataFrame:
     """Reliability curves of several runs as one: means weighted by the bins' counts."""
     weighted = curves[["confidence", "accuracy"]].mul(curves["count"], axis=0)
     bins = weighted.assign(lo=curves.lo, count=curves["count"]).groupby("lo").sum()
@@ -119,30 +128,34 @@ def overview(
     """PNG, 1600 x 600: the fused teacher's validation accuracy over alpha, and test accuracies.
 
     `values` has the validation accuracies of teacher, clip and fused, `runs` each model's test
-    accuracies, one a seed, and `labels` its name. Where `curve` is empty, the test accuracies
-    alone, 800 x 600.
+    accuracies, one a seed, and `labels` its name. Where `curve` is empty, the picture has the test
+    accuracies alone and is 800 x 600. With more than ten models it is higher.
     """
-    width = 4 if curve.empty else 8
-    figure = Figure(figsize=(width, 3), dpi=200)
+    width, height = 4 if curve.empty else 8, max(3, 0.3 * len(runs))
+    figure = Figure(figsize=(width, height), dpi=200)
     *left, right = figure.subplots(1, 1 if curve.empty else 2, squeeze=False)[0]
     figure.subplots_adjust(
-        left=0.6 / width, right=1 - 0.12 / width, top=0.9, bottom=0.16, wspace=0.28
-    )
+        left=0.6 / width, right=1 - 0.12 / width, top=1 - 0.3 / height, bottom=0.48 / height,
+        wspace=0.28,
+    )  # fmt: skip
     for axes in left:
         _fusion_curve(axes, curve, "accuracy", alpha, values)
         axes.set(ylabel="%", title="Fused teacher, validation accuracy")
-    for place, (model, values) in enumerate(runs.items()):
-        percents, color = 100 * np.array(values), COLORS[model]
-        spread = percents.std(ddof=1) if len(percents) > 1 else None
+    color = colors(runs)
+    for row, (model, accuracies) in enumerate(runs.items()):
+        percents = 100 * np.array(accuracies)
+        sd = percents.std(ddof=1) if len(percents) > 1 else None
         right.errorbar(
-            percents.mean(), place, xerr=spread, fmt="o", color=color, capsize=3, markersize=6
+            percents.mean(), row, xerr=sd, fmt="o", color=color[model], capsize=3, markersize=6
         )
         if len(percents) > 1:
-            right.plot(percents, [place + 0.25] * len(percents), "|", color=color, markersize=5)
+            right.plot(
+                percents, [row + 0.25] * len(percents), "|", color=color[model], markersize=5
+            )
     right.set_yticks(range(len(runs)), [labels[model] for model in runs])
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
-    several = any(len(values) > 1 for values in runs.values())
+    several = any(len(accuracies) > 1 for accuracies in runs.values())
     title = "Test accuracy" + (", mean ± sd and each seed" if several else "")
     right.set(xlabel="%", title=title)
     return _save(figure, "png", {"Software": None})
@@ -159,18 +172,20 @@ def shade(value: float, low: float, high: float, colormap: str) -> str:
     return f"background:{to_hex(color)};color:{text}"
 
 
-def _fusion_curve(axes, curve, column, alpha, values):
+def _fusion_curve(
+    axes: Axes, curve: pd.DataFrame, column: str, alpha: float, values: Mapping[str, float]
+) -> None:
     scale = 1 if column == "nll" else 100
     curve = curve.sort_values("alpha")
-    # Written at the end where the curve is far away: it meets each part at the other end.
+    # The curve meets each part's line at one end, so the name stands at the other.
     ends = [("teacher", "teacher", 0.01, "left"), ("clip", "CLIP", 0.99, "right")]
     for name, text, x, side in ends:
-        axes.axhline(scale * values[name], color=COLORS[name], linestyle="--", linewidth=1)
+        axes.axhline(scale * values[name], color=FIXED_COLORS[name], linestyle="--", linewidth=1)
         axes.annotate(
             text, (x, scale * values[name]), (0, 2), textcoords="offset points",
             ha=side, va="bottom", color="#333333", fontsize=7,
         )  # fmt: skip
-    color = COLORS["fused"]
+    color = FIXED_COLORS["fused"]
     axes.plot(curve.alpha, scale * curve[column], ".-", color=color, linewidth=1.5)
     axes.axvline(alpha, color=color, linestyle=":", linewidth=1)
     chosen = f"fused, α = {alpha:g}"
@@ -180,7 +195,9 @@ def _fusion_curve(axes, curve, column, alpha, values):
     axes.legend(loc="best", handlelength=1)
 
 
-def _seeds_and_mean(axes, curves, column, color, scale=1):
+def _seeds_and_mean(
+    axes: Axes, curves: pd.DataFrame, column: str, color: str, scale: float = 1
+) -> None:
     table = scale * curves.pivot(index="epoch", columns="seed", values=column)
     if table.shape[1] > 1:
         axes.plot(table.index, table, color=color, linewidth=0.6, alpha=0.5)

@@ -1,19 +1,19 @@
 """One experiment's results as a page to read.
 
 Reads what the other stages wrote, below the working directory, without torch. Models come in the
-order teacher, clip, fused, then the students.
+order teacher, clip, fused, ce, then the variants as in params.yaml.
 """
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 from safetensors import safe_open
 from scipy.special import softmax
@@ -23,48 +23,290 @@ from richkd.data.dataset import Manifest, Split, load_info, load_split, picture
 from richkd.evaluate import plots
 from richkd.evaluate.scores import shifted_found, shifted_sets
 from richkd.evaluate.summary import (
+    ALONE,
     COLUMNS,
     TEACHERS,
+    Shown,
     Summary,
-    best_student,
+    choose_shown,
     findings,
+    mean_and_sd,
     signed,
-    spread,
 )
+from richkd.params.students import Variant
 
 LABELS = {"clip": "CLIP"}
-EXPLAINED = {
+EXPLANATIONS = {
     "teacher": "the conventional classifier",
     "clip": "zero-shot from class names",
     "fused": "logits of both, mixed",
-    "ce": "labels alone",
-    "kd": "labels, the teacher’s logits",
-    "L": "labels, fused logits",
-    "F": "labels, fused features",
-    "LF": "labels, fused logits and features",
+    ALONE: "labels alone",
 }
+IN_SENTENCES = {"teacher": "the teacher", "clip": "CLIP", "fused": "the fused teacher"}
 QUADRANTS = ("confident_correct", "confident_wrong", "unsure_correct", "unsure_wrong")
 
 
-class Example(NamedTuple):
-    """A test image by its index, why it was chosen, and how many there are of its kind."""
+# --- the page -----------------------------------------------------------------------------------
 
-    index: int
-    kind: str
-    count: int
+
+def render(settings: SimpleNamespace, summary: Summary, params_text: str) -> str:
+    """The whole page, self-contained HTML.
+
+    `settings` has `dataset.captioned_images`, `teacher`, `clip`, `student.arch`, `cache.top_k`,
+    `fusion.alpha`, `fusion.lam`, `distill.variants`, `distill.seeds`, `corruptions` and
+    `calibration.threshold`. `params_text` is shown as it is.
+    """
+    variants: dict[str, Variant] = settings.distill.variants
+    alpha = settings.fusion.alpha
+    info, test = load_info("data/info.json"), load_split("data/test.safetensors")
+    images = {split: count_images(split) for split in ("train", "validation", "test")}
+    shown = choose_shown(summary, variants)  # before the test images are looked at
+    ready_made = [name for name in ("teacher", "clip") if getattr(settings, name).source != "train"]
+    trained = [model for model in summary if model not in (*ready_made, "fused")]
+    return _template().render(
+        settings=settings,
+        params_text=params_text,
+        info=info,
+        images=images,
+        shown=shown,
+        explanations=EXPLANATIONS | {name: explain(v) for name, v in variants.items()},
+        columns=[COLUMNS[metric] for metric in shown_metrics(summary)],
+        results=_results(summary),
+        findings=findings(summary, shown.reference, info.name),
+        corrupted=_corrupted(list(summary), shown)
+        if "corrupted_top1" in summary["teacher"]
+        else None,
+        shifted=_shifted(summary),
+        before=_before_training(alpha) if images["validation"] else None,
+        quadrants=QUADRANTS,
+        trainings=_trainings([m for m in trained if m != "clip"], summary, variants),
+        calibrations=_calibrations(summary),
+        teacher=summary["teacher"],
+        examples=_examples(list(summary), shown, test, info.classes),
+        provenance=_provenance(trained),
+        min_bin_images=plots.MIN_BIN_IMAGES,
+        other_alpha=0.7 if alpha != 0.7 else 0.5,
+    )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": lambda x: f"{100 * x:.1f}", "label": label}
+    return environment.get_template("report.html")
+
+
+def count_images(split: str) -> int:
+    """Images in a split, from its file's header."""
+    with safe_open(f"data/{split}.safetensors", "numpy") as file:
+        count: int = file.get_slice("labels").get_shape()[0]
+    return count
+
+
+def shown_metrics(summary: Summary) -> list[str]:
+    """The metrics of the table of results that this experiment has."""
+    return [metric for metric in COLUMNS if metric in summary["teacher"]]
+
+
+def label(model: str) -> str:
+    """A model's name as the page shows it."""
+    return LABELS.get(model, model)
+
+
+def explain(variant: Variant) -> str:
+    """What a student learns from: its loss terms beside cross entropy, and its teacher."""
+    terms = ", ".join(name for name in variant.terms if name != "ce")
+    return f"{terms} under {IN_SENTENCES[variant.teacher]}"
+
+
+def _results(summary: Summary) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """A row a model: its cells, and whether each is the best student's."""
+    students = [model for model in summary if model not in TEACHERS]
+    best = {}
+    for metric in shown_metrics(summary):
+        values = [summary[student][metric] for student in students]
+        best[metric] = max(values) if COLUMNS[metric].more_is_better else min(values)
+    return [
+        (
+            model,
+            [
+                (mean_and_sd(values, metric), model in students and values[metric] == best[metric])
+                for metric in best
+            ],
+        )
+        for model, values in summary.items()
+    ]
+
+
+# --- its parts ----------------------------------------------------------------------------------
+
+
+class Heat(NamedTuple):
+    """How the cells of a table are coloured, between which ends, and written."""
+
+    low: float
+    high: float
+    colormap: str
+    text: Callable[[float], str]
+
+
+PERCENT = Heat(0, 100, "cividis", "{:.0f}".format)
+
+
+def _corrupted(models: Sequence[str], shown: Shown) -> list[dict[str, Any]]:
+    """Coloured tables of accuracy by corruption.
+
+    First all models, then by severity the fused teacher, the student shown, and what the student
+    shown gains against the reference if there is one.
+    """
+    grids = {}
+    for model in models:
+        long = pd.read_csv(f"metrics/evaluate/{model}.csv")
+        grid = 100 * long.pivot(index="corruption", columns="severity", values="accuracy")
+        grids[model] = grid.loc[long.corruption.unique()]
+    means = pd.DataFrame({model: grid.mean(axis=1) for model, grid in grids.items()})
+    tables = [
+        _heat("All models, mean over severities, %", means.rename(columns=label)),
+        _heat("The fused teacher by severity, %", grids["fused"]),
+        _heat(f"{shown.student} by severity, %", grids[shown.student]),
+    ]
+    if shown.reference is not None:
+        difference = grids[shown.student] - grids[shown.reference]
+        bound = max(difference.abs().to_numpy().max(), 1)
+        caption = f"{shown.student} minus {shown.reference} by severity, points"
+        heat = Heat(-bound, bound, "RdBu", lambda value: signed(value, 0))
+        tables.append(_heat(caption, difference, heat))
+    return tables
+
+
+def _heat(caption: str, grid: pd.DataFrame, heat: Heat = PERCENT) -> dict[str, Any]:
+    low, high, colormap, text = heat
+    rows = [
+        (name, [(text(value), plots.shade(value, low, high, colormap)) for value in row])
+        for name, row in zip(grid.index, grid.to_numpy(), strict=True)
+    ]
+    return {"caption": caption, "columns": list(grid.columns), "rows": rows}
+
+
+def _shifted(summary: Summary) -> dict[str, Any]:
+    """Accuracies on the further test sets that were found, and why others were not run."""
+    sets = shifted_sets()
+    rows = []
+    for name in shifted_found():
+        cells = [mean_and_sd(values, f"shifted_{name}") for values in summary.values()]
+        rows.append((name, sets[name]["images"], len(sets[name]["classes"]), cells))
+    return {
+        "models": [label(model) for model in summary],
+        "rows": rows,
+        "skipped": {name: found["skipped"] for name, found in sets.items() if "skipped" in found},
+    }
+
+
+def _before_training(alpha: float) -> dict[str, Any]:
+    """What the validation images say of the teachers."""
+    fusion = read_json("metrics/fusion.json")
+    return {
+        "teachers": {name: fusion[name] for name in TEACHERS},
+        "best_alpha": fusion["best_alpha"],
+        "curves": _fusion_curves(fusion, alpha),
+        "prompts": _prompts(),
+    }
+
+
+def _fusion_curves(fusion: dict[str, Any], alpha: float) -> list[tuple[str, str]]:
+    """Figures of accuracy, likelihood and calibration over alpha, each with its text."""
+    curve = pd.read_csv("metrics/fusion/alpha.csv")
+    figures = []
+    columns = [("accuracy", "accuracy", "%"), ("nll", "NLL", "nats"), ("ece", "ECE", "%")]
+    for column, name, unit in columns:
+        values = {model: fusion[model][column] for model in TEACHERS}
+        scale, decimals = (1, 3) if column == "nll" else (100, 1)
+        numbers = ", ".join(f"{label(m)} {scale * x:.{decimals}f}" for m, x in values.items())
+        svg = plots.fusion_curve(curve, column, alpha, values, f"{name}, {unit}")
+        text = (
+            f"Validation {name} of the fused teacher over α, in {unit}: {numbers} at α = {alpha:g}."
+        )
+        figures.append((svg_uri(svg), text))
+    return figures
+
+
+def _prompts() -> dict[str, Any]:
+    cache = read_json("metrics/cache/clip.json")
+    single = dict(cache["single_prompt_accuracy"])
+    mean, together = single.pop("mean"), cache["validation_accuracy"]
+    gain = signed(100 * (together - mean))
+    return {"single": single, "mean": mean, "together": together, "gain": gain}
+
+
+def _trainings(
+    models: Sequence[str], summary: Summary, variants: Mapping[str, Variant]
+) -> list[tuple[str, str, str]]:
+    """For each model its figure, and its last validation accuracy if there is one."""
+    color = plots.colors(summary)
+    # Over all variants, so that a loss has one colour in every figure.
+    term_color = plots.colors(term for variant in variants.values() for term in variant.terms)
+    figures = []
+    for model in models:
+        terms = list(variants[model].terms) if model in variants else ["ce"]
+        curves = pd.read_csv(f"metrics/curves/{model}.csv")
+        svg = plots.training(curves, color[model], {term: term_color[term] for term in terms})
+        last = ""
+        if "validation_accuracy" in summary[model]:
+            last = mean_and_sd(summary[model], "validation_accuracy")
+        figures.append((model, svg_uri(svg), last))
+    return figures
+
+
+def _calibrations(summary: Summary) -> list[tuple[str, str, dict[str, float]]]:
+    """For each model its reliability diagram and its numbers."""
+    color = plots.colors(summary)
+    figures = []
+    for model, values in summary.items():
+        curves = pd.read_csv(f"metrics/calibrate/{model}.csv")
+        figures.append((model, svg_uri(plots.reliability(curves, color[model])), values))
+    return figures
+
+
+def _provenance(models: Sequence[str]) -> dict[str, Any]:
+    """Where each model was trained, with which seeds, and the versions that the records name."""
+    rows, versions = [], []
+    for model in models:
+        records = [read_json(path) for path in sorted(Path("models", model).glob("seed*.json"))]
+        machines = {f"{record['device']}, {record['threads']} threads" for record in records}
+        seeds = ", ".join(str(seed) for seed in sorted(record["seed"] for record in records))
+        rows.append((model, seeds, "; ".join(sorted(machines))))
+        versions += [
+            ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+            for record in records
+        ]
+    return {"rows": rows, "versions": list(dict.fromkeys(versions))}
 
 
 # --- examples -----------------------------------------------------------------------------------
 
 
-def choose_examples(correct: dict[str, np.ndarray], shown: str, reference: str) -> list[Example]:
+class Example(NamedTuple):
+    """A test image by its index, why it was chosen, and how many images are of its kind."""
+
+    image: int
+    kind: str
+    images_of_kind: int
+
+
+def choose_examples(correct: Mapping[str, np.ndarray], shown: Shown) -> list[Example]:
     """The first test image of each kind of agreement or disagreement that occurs, none twice.
 
-    `correct` has for each model whether it is right, (N,) bool; `shown` and `reference` are the
-    students to compare. Kinds come in pairs, for and against: which model gains is not what
-    chooses.
+    `correct` has for each model whether its answers are right, (N,) bool. Kinds come in pairs, for
+    and against a model, so that a model's gains are not shown without its losses. Without a
+    reference no students are compared.
     """
     teacher, clip, fused = (correct[model] for model in TEACHERS)
+    student, reference = correct[shown.student], shown.reference
     everyone = np.stack(list(correct.values()))
     kinds = {
         "Every model is right": everyone.all(0),
@@ -72,32 +314,31 @@ def choose_examples(correct: dict[str, np.ndarray], shown: str, reference: str) 
         "The teacher is wrong, the fused teacher right": ~teacher & fused,
         "CLIP is wrong, the fused teacher right": ~clip & fused,
         "One part is right, the fused teacher wrong": (teacher | clip) & ~fused,
-        f"The fused teacher is right, {shown} wrong": fused & ~correct[shown],
-        f"{reference} is wrong, {shown} right": ~correct[reference] & correct[shown],
-        f"{reference} is right, {shown} wrong": correct[reference] & ~correct[shown],
+        f"The fused teacher is right, {shown.student} wrong": fused & ~student,
     }
-    chosen = []
-    for kind, held in kinds.items():
-        taken = {example.index for example in chosen}
-        free = [index for index in np.flatnonzero(held) if index not in taken]
+    if reference is not None:
+        kinds |= {
+            f"{reference} is wrong, {shown.student} right": ~correct[reference] & student,
+            f"{reference} is right, {shown.student} wrong": correct[reference] & ~student,
+        }
+    chosen: list[Example] = []
+    for kind, of_kind in kinds.items():
+        taken = {example.image for example in chosen}
+        free = [image for image in np.flatnonzero(of_kind) if image not in taken]
         if free:
-            chosen.append(Example(int(free[0]), kind, int(held.sum())))
+            chosen.append(Example(int(free[0]), kind, int(of_kind.sum())))
     return chosen
 
 
 def _examples(
-    models: Sequence[str],
-    shown: str,
-    reference: str,
-    test: Split | Manifest,
-    classes: Sequence[str],
+    models: Sequence[str], shown: Shown, test: Split | Manifest, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     # The first seed's: an example shows one model's answer, not a mean.
     logits = {model: np.load(f"predictions/{model}/test.npy", mmap_mode="r")[0] for model in models}
     answers = {model: scores.argmax(1) for model, scores in logits.items()}
     correct = {model: answer == test.labels for model, answer in answers.items()}
     cards = []
-    for index, kind, count in choose_examples(correct, shown, reference):
+    for index, kind, count in choose_examples(correct, shown):
         rows = []
         for model in models:
             confidence = softmax(logits[model][index].astype(float)).max()
@@ -116,216 +357,19 @@ def _examples(
     return cards
 
 
-# --- the page -----------------------------------------------------------------------------------
-
-
-def render(p: SimpleNamespace, summary: Summary, params_text: str) -> str:
-    """The whole page, self-contained HTML.
-
-    `p` has `dataset.captioned_images`, `teacher`, `clip`, `student.arch`, `fusion.alpha`,
-    `fusion.lam`, `baseline.variants`, `distill.variants`, `distill.seeds`, `corruptions.source`
-    and `calibration.threshold`.
-    """
-    models = list(summary)
-    baselines, distilled = p.baseline.variants, p.distill.variants
-    students = [*baselines, *distilled]
-    info, test = load_info("data/info.json"), load_split("data/test.safetensors")
-    images = {split: count(split) for split in ("train", "validation", "test")}
-    # Named before the test images are looked at.
-    shown = distilled[-1]
-    if images["validation"]:
-        shown = best_student(summary, distilled, "validation_accuracy")
-    reference = "kd" if "kd" in baselines else baselines[0]
-    ready_made = [name for name in ("teacher", "clip") if getattr(p, name).source != "train"]
-    trained = [model for model in models if model not in (*ready_made, "fused")]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": lambda x: f"{100 * x:.1f}", "label": label}
-    return environment.get_template("report.html").render(
-        p=p,
-        info=info,
-        images=images,
-        shown=shown,
-        reference=reference,
-        explained=EXPLAINED,
-        results=_results(summary, students),
-        columns=[(COLUMNS[metric][0], COLUMNS[metric][3]) for metric in columns(summary)],
-        findings=findings(summary, baselines, distilled, info.name),
-        corrupted=_corrupted(models, shown, reference)
-        if "corrupted_top1" in summary["teacher"]
-        else None,
-        shifted=_shifted(summary),
-        before=_before_training(p.fusion.alpha) if images["validation"] else None,
-        quadrants=QUADRANTS,
-        trainings=_trainings([model for model in trained if model != "clip"], summary),
-        calibrations=_calibrations(summary),
-        teacher=summary["teacher"],
-        examples=_examples(models, shown, reference, test, info.classes),
-        provenance=_provenance(trained),
-        least=plots.LEAST,
-        params_text=params_text,
-        other_alpha=0.7 if p.fusion.alpha != 0.7 else 0.5,
-    )
-
-
-def count(split: str) -> int:
-    """Images in a split, from its file's header."""
-    with safe_open(f"data/{split}.safetensors", "numpy") as file:
-        return file.get_slice("labels").get_shape()[0]
-
-
-def columns(summary: Summary) -> list[str]:
-    """The metrics shown of those that there are."""
-    return [metric for metric in COLUMNS if metric in summary["teacher"]]
-
-
-def label(model: str) -> str:
-    return LABELS.get(model, model)
-
-
-def _results(summary: Summary, students: Sequence[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """A row a model: its cells, and whether each is the best student's."""
-    best = {}
-    for metric in columns(summary):
-        values = [summary[student][metric] for student in students]
-        best[metric] = max(values) if COLUMNS[metric][3] else min(values)
-    return [
-        (
-            model,
-            [
-                (spread(values, metric), model in students and values[metric] == best[metric])
-                for metric in best
-            ],
-        )
-        for model, values in summary.items()
-    ]
-
-
-def _corrupted(models: Sequence[str], shown: str, reference: str) -> list[dict[str, Any]]:
-    """Tables of accuracy by corruption, coloured: all models, then three by severity."""
-    grids = {}
-    for model in models:
-        long = pd.read_csv(f"metrics/evaluate/{model}.csv")
-        grid = 100 * long.pivot(index="corruption", columns="severity", values="accuracy")
-        grids[model] = grid.loc[long.corruption.unique()]
-    means = pd.DataFrame({label(model): grid.mean(axis=1) for model, grid in grids.items()})
-    difference = grids[shown] - grids[reference]
-    bound = max(difference.abs().to_numpy().max(), 1)
-    return [
-        _heat("All models, mean over severities, %", means),
-        _heat("The fused teacher by severity, %", grids["fused"]),
-        _heat(f"{shown} by severity, %", grids[shown]),
-        _heat(
-            f"{shown} minus {reference} by severity, points",
-            difference, -bound, bound, "RdBu", lambda value: signed(value, 0),
-        ),
-    ]  # fmt: skip
-
-
-def _shifted(summary: Summary) -> dict[str, Any]:
-    """Accuracies on the further test sets that were there, and why others were not run."""
-    sets = shifted_sets()
-    rows = []
-    for name in shifted_found():
-        metric, found = f"shifted_{name}", sets[name]
-        cells = [spread(values, metric) for values in summary.values()]
-        rows.append((name, found["images"], len(found["classes"]), cells))
-    return {
-        "models": [label(model) for model in summary],
-        "rows": rows,
-        "skipped": {name: what["skipped"] for name, what in sets.items() if "skipped" in what},
-    }
-
-
-def _heat(caption, grid, low=0, high=100, colormap="cividis", text="{:.0f}".format):
-    rows = [
-        (name, [(text(value), plots.shade(value, low, high, colormap)) for value in row])
-        for name, row in zip(grid.index, grid.to_numpy(), strict=True)
-    ]
-    return {"caption": caption, "columns": list(grid.columns), "rows": rows}
-
-
-def _before_training(alpha: float) -> dict[str, Any]:
-    """What the validation images say of the teachers."""
-    fusion = read_json("metrics/fusion.json")
-    return {
-        "teachers": {name: fusion[name] for name in TEACHERS},
-        "best_alpha": fusion["best_alpha"],
-        "curves": _fusion_curves(fusion, alpha),
-        "prompts": _prompts(),
-    }
-
-
-def _fusion_curves(fusion: dict[str, Any], alpha: float) -> list[tuple[str, str]]:
-    """Images of accuracy, likelihood and calibration over alpha, and what they show."""
-    curve = pd.read_csv("metrics/fusion/alpha.csv")
-    figures = []
-    columns = [("accuracy", "accuracy", "%"), ("nll", "NLL", "nats"), ("ece", "ECE", "%")]
-    for column, name, unit in columns:
-        values = {model: fusion[model][column] for model in TEACHERS}
-        scale, decimals = (1, 3) if column == "nll" else (100, 1)
-        said = ", ".join(f"{label(m)} {scale * x:.{decimals}f}" for m, x in values.items())
-        svg = plots.fusion_curve(curve, column, alpha, values, f"{name}, {unit}")
-        text = f"Validation {name} of the fused teacher over α, in {unit}: {said} at α = {alpha:g}."
-        figures.append((svg_uri(svg), text))
-    return figures
-
-
-def _prompts() -> dict[str, Any]:
-    found = read_json("metrics/cache/clip.json")
-    single = dict(found["single_prompt_accuracy"])
-    mean, together = single.pop("mean"), found["validation_accuracy"]
-    gain = signed(100 * (together - mean))
-    return {"single": single, "mean": mean, "together": together, "gain": gain}
-
-
-def _trainings(models: Sequence[str], summary: Summary) -> list[tuple[str, str, str]]:
-    """For each model its figure, and its last validation accuracy if there is one."""
-    figures = []
-    for model in models:
-        svg = plots.training(pd.read_csv(f"metrics/curves/{model}.csv"), plots.COLORS[model])
-        last = ""
-        if "validation_accuracy" in summary[model]:
-            last = f"{100 * summary[model]['validation_accuracy']:.1f}"
-        if "validation_accuracy_sd" in summary[model]:
-            last += f" ± {100 * summary[model]['validation_accuracy_sd']:.1f}"
-        figures.append((model, svg_uri(svg), last))
-    return figures
-
-
-def _calibrations(summary: Summary) -> list[tuple[str, str, dict[str, float]]]:
-    figures = []
-    for model, values in summary.items():
-        curves = pd.read_csv(f"metrics/calibrate/{model}.csv")
-        figures.append((model, svg_uri(plots.reliability(curves, plots.COLORS[model])), values))
-    return figures
-
-
-def _provenance(models: Sequence[str]) -> dict[str, Any]:
-    """Where each model was trained, with which seeds, and the versions that all of them name."""
-    rows, versions = [], []
-    for model in models:
-        records = [read_json(path) for path in sorted(Path("models", model).glob("seed*.json"))]
-        machines = {f"{record['device']}, {record['threads']} threads" for record in records}
-        seeds = ", ".join(str(seed) for seed in sorted(record["seed"] for record in records))
-        rows.append((model, seeds, "; ".join(sorted(machines))))
-        said = [", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records]
-        versions += [line for line in said if line not in versions]
-    return {"rows": rows, "versions": list(dict.fromkeys(versions))}
+# --- pictures -----------------------------------------------------------------------------------
 
 
 def svg_uri(svg: bytes) -> str:
-    # An image, not an element of the page: ids of two SVGs never meet, and it has an alt text.
+    """An SVG as the source of an image.
+
+    As elements of the page two SVGs could have ids in common, and they would have no alt text.
+    """
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def picture_uri(test: Split | Manifest, index: int) -> str:
-    """A test image, a file's at most 192 pixels wide and high."""
+    """A test image as the source of an image; one from a file has at most 192 pixels a side."""
     if isinstance(test, Split):
         image = Image.fromarray(test.images[index])
     else:

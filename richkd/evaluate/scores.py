@@ -1,8 +1,9 @@
 """What saved logits say about a model's accuracy; numpy and pandas only.
 
-`predictions/<name>/` holds float32 `validation.npy`, `test.npy` and `shifted/<set>.npy` (seeds, N, C),
-and float16 `corrupted.npy` (seeds, corruptions, severities, N, C), less each row's largest: without
-corruptions where these were skipped.
+`predictions/<name>/` holds float32 `validation.npy`, `test.npy` and `shifted/<set>.npy`, each
+(seeds, N, C), and float16 `corrupted.npy` (seeds, corruptions, severities, N, C). Each row of
+`corrupted.npy` has had its largest logit subtracted. Where the corrupted images were skipped, the
+number of corruptions is 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from richkd.base.files import read_json, replacing, write_json
 from richkd.data.dataset import CORRUPTED, SHIFTED, load_split
 from richkd.evaluate.seeds import summarize
 
-# AlexNet's mean error by corruption, which a model's is divided by.
+# AlexNet's mean error by corruption. A model's error is divided by it.
 ALEXNET = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
@@ -37,18 +38,19 @@ ALEXNET = {
 
 
 def corrupted_sets(names: Sequence[str]) -> list[str]:
-    """The corruptions that there are: all, or none where they were skipped."""
+    """`names`, or no name where the corrupted images were skipped."""
     return [] if (CORRUPTED / "skipped.txt").exists() else list(names)
 
 
 def shifted_sets() -> dict[str, dict[str, Any]]:
-    """Of each further test set `images` and `classes` (the labels in it), or `skipped` and why."""
-    return read_json(SHIFTED / "sets.json")
+    """Further test sets by name: `images` and `classes` (labels that occur), or why `skipped`."""
+    sets: dict[str, dict[str, Any]] = read_json(SHIFTED / "sets.json")
+    return sets
 
 
 def shifted_found() -> list[str]:
-    """The names of those that are there."""
-    return [name for name, what in shifted_sets().items() if "images" in what]
+    """The names of the further test sets that were not skipped."""
+    return [name for name, found in shifted_sets().items() if "images" in found]
 
 
 def hit_rate(logits: np.ndarray, labels: np.ndarray, top: int) -> float:
@@ -58,19 +60,20 @@ def hit_rate(logits: np.ndarray, labels: np.ndarray, top: int) -> float:
 
 
 def accuracy_among(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:
-    """Share of rows of `logits` (N, C) that are right (N,), the answer being one of `classes`.
+    """Share of rows of `logits` (N, C) that are right (N,) where `classes` are the only answers.
 
-    As ImageNet-R's and -A's papers have it: logits of classes that the set does not have do not
-    compete.
+    The papers of ImageNet-R and ImageNet-A measure so: the logits of classes that the set does not
+    have are left out.
     """
-    classes = np.asarray(classes)
-    return float((classes[logits[:, classes].argmax(1)] == labels).mean())
+    present = np.asarray(classes)
+    return float((present[logits[:, present].argmax(1)] == labels).mean())
 
 
 def mce(errors: Mapping[str, float]) -> float | None:
-    """Mean corruption error, 1 being AlexNet's, of mean errors over the five severities.
+    """Mean corruption error, where 1 is AlexNet's.
 
-    None unless all 15 corruptions are there.
+    `errors` has for each corruption the mean error over the five severities. None unless it has all
+    15 corruptions.
     """
     if not ALEXNET.keys() <= errors.keys():
         return None
@@ -86,14 +89,15 @@ def score(
 ) -> None:
     """Write `metrics/evaluate/<name>.json` and `.csv`, accuracy by corruption and severity.
 
-    `labels` (N,) are the test images', `corruptions` come from `corrupted_sets`. With all corruptions
-    at all severities of the whole of `imagenet` the mean corruption error is there, too.
+    `labels` (N,) are the test images', `corruptions` come from `corrupted_sets`. `imagenet` says
+    whether the data set is ImageNet with its 1,000 classes: with all corruptions at all severities
+    the mean corruption error is written, too.
     """
-    folder = Path("predictions") / name
+    folder = Path("predictions", name)
     clean = np.load(folder / "test.npy")
     corrupted = np.load(folder / "corrupted.npy", mmap_mode="r")
-    # The published normalisers are of the mean over all severities.
-    normalised = imagenet and set(severities) == set(range(1, 6))
+    # AlexNet's published errors are means over all severities.
+    comparable = imagenet and set(severities) == set(range(1, 6))
     classes = {key: shifted_sets()[key]["classes"] for key in shifted_found()}
     results, rows = {}, []
     for seed in range(len(clean)):
@@ -105,9 +109,10 @@ def score(
         if corruptions:
             result["corrupted_top1"] = float(np.mean(shares))
         errors = {
-            corruption: 1 - float(share.mean()) for corruption, share in zip(corruptions, shares)
+            corruption: 1 - float(share.mean())
+            for corruption, share in zip(corruptions, shares, strict=True)
         }
-        if normalised and (error := mce(errors)) is not None:
+        if comparable and (error := mce(errors)) is not None:
             result["mce"] = error
         for key, present in classes.items():
             logits = np.load(folder / f"shifted/{key}.npy", mmap_mode="r")[seed]
@@ -115,7 +120,7 @@ def score(
             result[f"shifted_{key}"] = accuracy_among(logits, truth, present)
         rows += [
             {"run": seed, "corruption": corruption, "severity": severity, "accuracy": share[i]}
-            for corruption, share in zip(corruptions, shares)
+            for corruption, share in zip(corruptions, shares, strict=True)
             for i, severity in enumerate(severities)
         ]
     table = pd.DataFrame(rows, columns=["run", "corruption", "severity", "accuracy"])

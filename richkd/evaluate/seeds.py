@@ -3,15 +3,34 @@
 from collections.abc import Mapping
 from statistics import mean, stdev
 
+import pandas as pd
+
+from richkd.base.files import replacing, write_json
+
 
 def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """`{seed: {metric: value}}` to `{metric: {mean, sd, seed: value, ...}}`.
 
-    sd is the sample standard deviation; it is left out where there is one seed.
+    sd is the sample standard deviation; with one seed it is left out.
     """
     summary = {}
     for metric in next(iter(results.values())):
         values = {seed: result[metric] for seed, result in results.items()}
-        spread = {"sd": stdev(values.values())} if len(values) > 1 else {}
-        summary[metric] = {"mean": mean(values.values()), **spread, **values}
+        sd = {"sd": stdev(values.values())} if len(values) > 1 else {}
+        summary[metric] = {"mean": mean(values.values()), **sd, **values}
     return summary
+
+
+def write_training(
+    name: str, results: Mapping[str, Mapping[str, float]], curves: pd.DataFrame
+) -> None:
+    """Write `metrics/train/<name>.json`, the results by seed, and `metrics/curves/<name>.csv`.
+
+    `curves` has a row for each seed and epoch. Columns that the plots need and `curves` lacks are
+    written empty.
+    """
+    columns = dict.fromkeys([*curves, "epoch", "validation_accuracy", "seed"])
+    with replacing(f"metrics/curves/{name}.csv") as part:
+        curves.reindex(columns=list(columns)).to_csv(part, index=False)
+    write_json(f"metrics/train/{name}.json", summarize(results))
+    print(f"metrics/train/{name}.json, metrics/curves/{name}.csv")

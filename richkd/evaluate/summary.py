@@ -1,24 +1,38 @@
 """One experiment's results in numbers, for `dvc metrics diff`, and in sentences.
 
-Reads the metrics that the other stages wrote, below the working directory. Those of no longer wanted
-variants may lie around and are never looked at.
+Reads the metrics that the other stages wrote, below the working directory. Files of variants that
+params.yaml no longer names may still be there; only the files of the models asked for are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
 from richkd.base.files import read_json
+from richkd.params.students import Variant
 
 TEACHERS = ("teacher", "clip", "fused")
-COLUMNS = {  # metric: heading, scale, decimals, whether more is better
-    "top1": ("top-1, %", 100, 1, True),
-    "top5": ("top-5, %", 100, 1, True),
-    "corrupted_top1": ("corrupted top-1, %", 100, 1, True),
-    "mce": ("mCE, %", 100, 1, False),
-    "ece": ("ECE, %", 100, 1, False),
-    "nll": ("NLL, nats", 1, 3, False),
-    "confident_wrong": ("confident and wrong, %", 100, 1, False),
+ALONE = "ce"  # the student trained on labels alone, which every experiment has
+
+
+class Column(NamedTuple):
+    """How a metric is shown: its heading, and the number that it is multiplied by."""
+
+    heading: str
+    scale: float
+    decimals: int
+    more_is_better: bool
+
+
+COLUMNS = {
+    "top1": Column("top-1, %", 100, 1, True),
+    "top5": Column("top-5, %", 100, 1, True),
+    "corrupted_top1": Column("corrupted top-1, %", 100, 1, True),
+    "mce": Column("mCE, %", 100, 1, False),
+    "ece": Column("ECE, %", 100, 1, False),
+    "nll": Column("NLL, nats", 1, 3, False),
+    "confident_wrong": Column("confident and wrong, %", 100, 1, False),
 }
 Summary = dict[str, dict[str, float]]
 
@@ -26,20 +40,20 @@ Summary = dict[str, dict[str, float]]
 # --- numbers ------------------------------------------------------------------------------------
 
 
-def summarize(models: Sequence[str]) -> Summary:
+def read_summary(models: Sequence[str]) -> Summary:
     """`{model: {metric: number}}`: means over seeds, and `<metric>_sd` where there are several.
 
     Accuracy on validation images, everything else on test images; calibration as in
-    `metrics/calibrate`. What needs validation images is there only if these are.
+    `metrics/calibrate`. Metrics that need validation images are left out where there are none.
     """
-    return {model: _flat(_figures(model)) for model in models}
+    return {model: _flatten(_read_metrics(model)) for model in models}
 
 
-def _figures(model: str) -> dict[str, dict[str, float]]:
+def _read_metrics(model: str) -> dict[str, dict[str, float]]:
     """Metrics of `model` in the shape of `richkd.evaluate.seeds.summarize`."""
     calibration = read_json(f"metrics/calibrate/{model}.json")
     clean, corrupted = calibration["clean"], calibration.get("corrupted", {})
-    figures = {
+    metrics = {
         "validation_accuracy": _validation_accuracy(model),
         **read_json(f"metrics/evaluate/{model}.json"),
         **{key: clean.get(key) for key in ("ece", "ece_tempered", "nll", "confident_wrong")},
@@ -47,94 +61,138 @@ def _figures(model: str) -> dict[str, dict[str, float]]:
         "corrupted_ece_tempered": corrupted.get("ece_tempered"),
         "corrupted_confident_wrong": corrupted.get("confident_wrong"),
     }
-    return {metric: values for metric, values in figures.items() if values}
+    return {metric: values for metric, values in metrics.items() if values}
 
 
 def _validation_accuracy(model: str) -> dict[str, float] | None:
-    """In the same shape; None without validation images."""
+    """In the shape of `richkd.evaluate.seeds.summarize`; None without validation images."""
     if model == "fused":
         fusion = read_json("metrics/fusion.json")
         return {"mean": fusion["fused"]["accuracy"]} if fusion else None
     if model == "clip":
         cache = read_json("metrics/cache/clip.json")
         return {"mean": cache["validation_accuracy"]} if cache else None
-    return read_json(f"metrics/train/{model}.json").get("validation_accuracy")
+    accuracy: dict[str, float] | None
+    accuracy = read_json(f"metrics/train/{model}.json").get("validation_accuracy")
+    return accuracy
 
 
-def _flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
+def _flatten(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
     flat = {}
-    for metric, values in figures.items():
+    for metric, values in metrics.items():
         flat[metric] = values["mean"]
         if "sd" in values:
             flat[f"{metric}_sd"] = values["sd"]
     return flat
 
 
-def accuracies(models: Sequence[str]) -> dict[str, list[float]]:
-    """Clean top-1 accuracies of each model's runs."""
-    found = {}
+def accuracies_by_run(models: Sequence[str]) -> dict[str, list[float]]:
+    """The top-1 accuracies of each model's runs on the clean test images."""
+    accuracies = {}
     for model in models:
         values = read_json(f"metrics/evaluate/{model}.json")["top1"]
-        found[model] = [value for key, value in values.items() if key.startswith("run")]
-    return found
+        accuracies[model] = [value for key, value in values.items() if key.startswith("run")]
+    return accuracies
 
 
-def table(summary: Summary, runs: dict[str, list[float]]) -> pd.DataFrame:
-    """One row a model: model, runs, and every metric of the summary; no sd is an empty cell."""
+def summary_table(summary: Summary, accuracies: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """One row a model: model, runs, and every metric of the summary.
+
+    `accuracies` has one number for each run of a model. A missing sd is an empty cell.
+    """
     rows = pd.DataFrame(summary).T
-    metrics = [name for name in rows if not name.endswith("_sd")]
-    rows = rows.reindex(columns=[name for x in metrics for name in (x, f"{x}_sd")])
-    rows.insert(0, "runs", [len(runs[model]) for model in rows.index])
+    metrics = [name for name in map(str, rows) if not name.endswith("_sd")]
+    rows = rows.reindex(columns=[name for metric in metrics for name in (metric, f"{metric}_sd")])
+    rows.insert(0, "runs", [len(accuracies[model]) for model in summary])
     return rows.rename_axis("model").reset_index()
+
+
+# --- which student is shown ---------------------------------------------------------------------
+
+
+class Shown(NamedTuple):
+    """The student that the report shows in detail, and the student to compare with.
+
+    Without variants there is `ce` alone: no reference, and the reason is empty.
+    """
+
+    student: str
+    reference: str | None
+    reason: str  # a sentence: why this student
+
+
+def choose_shown(summary: Summary, variants: Mapping[str, Variant]) -> Shown:
+    """Choose by validation accuracy, so that the test images do not decide.
+
+    The reference is the first variant under the teacher `teacher`, else `ce`. The student shown is
+    one under the fused teacher; where there is none, any variant but the reference. Where the
+    reference is the only variant, it is shown itself, and `ce` is the reference.
+    """
+    if not variants:
+        return Shown(ALONE, None, "")
+    under_teacher = [name for name, variant in variants.items() if variant.teacher == "teacher"]
+    reference = under_teacher[0] if under_teacher else ALONE
+    candidates = [name for name, variant in variants.items() if variant.teacher == "fused"]
+    group = "students under the fused teacher"
+    if not candidates:
+        candidates = [name for name in variants if name != reference]
+        group = f"variants other than {reference}" if under_teacher else "variants"
+    if not candidates:
+        return Shown(reference, ALONE, f"{reference} is shown since it is the only variant.")
+    if "validation_accuracy" not in summary[ALONE]:
+        student = candidates[-1]
+        reason = (
+            f"{student} is shown since it is the last of the {group} in distill.variants; "
+            "it was not chosen on test images."
+        )
+    else:
+        student = best_student(summary, candidates, "validation_accuracy")
+        reason = f"{student} is shown since it has the highest validation accuracy of the {group}."
+    return Shown(student, reference, reason)
+
+
+def best_student(summary: Summary, students: Sequence[str], metric: str) -> str:
+    """The student of the largest mean; the first of equals."""
+    return max(students, key=lambda student: summary[student][metric])
 
 
 # --- sentences ----------------------------------------------------------------------------------
 
 
-def findings(
-    summary: Summary, baselines: Sequence[str], distilled: Sequence[str], dataset: str
-) -> list[str]:
-    """What the numbers say, whichever way they fall; accuracies on test images."""
-    reference = "kd" if "kd" in baselines else baselines[0]
-    sentences = [_comparison(summary, variant, reference) for variant in distilled]
-    sentences.append(_fused_and_parts(summary))
-    best = best_student(summary, [*baselines, *distilled], "top1")
-    if "ce" in baselines:
-        behind = 100 * (summary[best]["top1"] - summary["ce"]["top1"])
-        sentences.append(
-            f"The best student on clean images is {best}; ce, trained on labels alone, is "
-            f"{behind:.1f} points below it."
-            if behind > 0
-            else "No student is above ce, trained on labels alone, on clean images."
-        )
-    caution = "The spread over seeds says nothing about the choice of images"
-    if dataset == "digits":
-        caution += ", which share scans within a split"
-    if "validation_accuracy" in summary[best]:
-        gap = 100 * (summary[best]["top1"] - summary[best]["validation_accuracy"])
-        caution += f": {best} is {signed(gap)} points on test against validation images"
-    firmer = "Differences between models on the same images are the firmer figure."
-    return [*sentences, f"{caution}. {firmer}"]
+def findings(summary: Summary, reference: str | None, dataset: str) -> list[str]:
+    """What the numbers say, whichever way they fall; accuracies on test images.
+
+    Every variant is compared with `reference`, a student. Without a reference `ce` is the only
+    student, and no students are compared.
+    """
+    students = [model for model in summary if model not in TEACHERS]
+    best = best_student(summary, students, "top1")
+    sentences = [_fused_and_parts(summary)]
+    if reference is not None:
+        others = [student for student in students if student not in (ALONE, reference)]
+        comparisons = [_comparison(summary, student, reference) for student in others]
+        sentences = [*comparisons, *sentences, _best_and_alone(summary, best)]
+    return [*sentences, _caution(summary, best, dataset)]
 
 
-def _comparison(summary: Summary, variant: str, reference: str) -> str:
+def _comparison(summary: Summary, student: str, reference: str) -> str:
     parts = []
-    for metric, where in _accuracies(summary):
-        a, b = summary[variant], summary[reference]
+    for metric, images in _accuracies(summary):
+        a, b = summary[student], summary[reference]
         difference = 100 * (a[metric] - b[metric])
-        part = f"{signed(difference)} points on {where} images"
+        part = f"{signed(difference)} points on {images} images"
         if f"{metric}_sd" in a:
             sd = 100 * max(a[f"{metric}_sd"], b[f"{metric}_sd"])
             verdict = "more than one sd" if abs(difference) > sd else "within one sd"
             part += f" ({verdict}: the larger of the two is {sd:.1f})"
         parts.append(part)
-    alone = "" if "top1_sd" in summary[variant] else "; one seed, so no spread to hold this against"
-    return f"{variant} against {reference}: {', '.join(parts)}{alone}."
+    alone = "" if "top1_sd" in summary[student] else "; one seed, so no spread to compare with"
+    return f"{student} against {reference}: {', '.join(parts)}{alone}."
 
 
 def _fused_and_parts(summary: Summary) -> str:
     parts = []
-    for metric, where in _accuracies(summary):
+    for metric, images in _accuracies(summary):
         teacher, clip, fused = (100 * summary[model][metric] for model in TEACHERS)
         if fused > max(teacher, clip):
             verdict = "above both its parts"
@@ -143,32 +201,48 @@ def _fused_and_parts(summary: Summary) -> str:
         else:
             verdict = "below both its parts"
         parts.append(
-            f"{verdict} on {where} images ({fused:.1f} % against {teacher:.1f} % of the teacher "
+            f"{verdict} on {images} images ({fused:.1f} % against {teacher:.1f} % of the teacher "
             f"and {clip:.1f} % of CLIP)"
         )
     return f"The fused teacher is {' and '.join(parts)}."
 
 
+def _best_and_alone(summary: Summary, best: str) -> str:
+    behind = 100 * (summary[best]["top1"] - summary[ALONE]["top1"])
+    if behind > 0:
+        return (
+            f"The best student on clean images is {best}; {ALONE}, trained on labels alone, is "
+            f"{behind:.1f} points below it."
+        )
+    return f"No student is above {ALONE}, trained on labels alone, on clean images."
+
+
+def _caution(summary: Summary, best: str, dataset: str) -> str:
+    caution = "The spread over seeds says nothing about the choice of images"
+    if dataset == "digits":
+        caution += ", which share scans within a split"
+    if "validation_accuracy" in summary[best]:
+        gap = 100 * (summary[best]["top1"] - summary[best]["validation_accuracy"])
+        caution += f": {best} is {signed(gap)} points on test against validation images"
+    return f"{caution}. Differences between models on the same images are the firmer figure."
+
+
 def _accuracies(summary: Summary) -> list[tuple[str, str]]:
-    """Metrics of the images that there are, and what these are called."""
-    every = [("top1", "clean"), ("corrupted_top1", "corrupted")]
-    return [(metric, where) for metric, where in every if metric in summary["teacher"]]
-
-
-def best_student(summary: Summary, students: Sequence[str], metric: str) -> str:
-    """The student of the largest mean; the first of equals."""
-    return max(students, key=lambda student: summary[student][metric])
+    """Accuracies that the summary has, and of which images each is."""
+    accuracies = [("top1", "clean"), ("corrupted_top1", "corrupted")]
+    return [(metric, images) for metric, images in accuracies if metric in summary["teacher"]]
 
 
 def signed(value: float, decimals: int = 1) -> str:
+    """`value` rounded, with its sign; a zero is +0."""
     # Adding 0 takes the sign off a zero that rounding left negative.
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
-def spread(values: dict[str, float], metric: str) -> str:
+def mean_and_sd(values: Mapping[str, float], metric: str) -> str:
     """A mean, with its standard deviation where it has one, as the tables show it."""
-    _, scale, decimals, _ = COLUMNS.get(metric, COLUMNS["top1"])
-    text = f"{scale * values[metric]:.{decimals}f}"
+    column = COLUMNS.get(metric, COLUMNS["top1"])
+    text = f"{column.scale * values[metric]:.{column.decimals}f}"
     if f"{metric}_sd" in values:
-        text += f" ± {scale * values[f'{metric}_sd']:.{decimals}f}"
+        text += f" ± {column.scale * values[f'{metric}_sd']:.{column.decimals}f}"
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Online(Teacher):
     """
 
     def __init__(self, loaded: Loaded, maps: bool = False, data: ResidentSet | FileSet | None = None):
-        self.loaded, self.with_maps, self.data = loaded, maps, data
+        self.loaded, self.has_maps, self.data = loaded, maps, data
         self.forward = with_maps(loaded.model) if maps else loaded.model
         self.output: ModelOutput | None = None
         if maps:
@@ -41,11 +41,11 @@ class Online(Teacher):
 
     @property
     def feature_dim(self) -> int:
-        return self.loaded.model.feature_dim
+        return cast(int, self.loaded.model.feature_dim)
 
     def reader(self, data: ResidentSet | FileSet) -> Online:
         """The teacher sees what the run's student sees."""
-        return Online(self.loaded, self.with_maps, data)
+        return Online(self.loaded, self.has_maps, data)
 
     def next_batch(self) -> None:
         self.output = None
@@ -61,6 +61,7 @@ class Online(Teacher):
 
     def _run(self, ids: Tensor, view_ids: Tensor) -> ModelOutput:
         """Once a batch, whatever is asked."""
+        assert self.data is not None  # a reader is asked, never what it was made from
         if self.output is None:
             device = self.data.device
             precision = "bf16" if device.type == "cuda" else "fp32"

@@ -1,5 +1,7 @@
 """BatchNorm (Ioffe and Szegedy, ICML 2015) whose statistics are those of all processes' images."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +29,12 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Of floating rows (N, channels, ...), N the same in every process; on a CPU."""
 
+    # Torch's own types allow None; a layer by default has all of them.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(
@@ -52,16 +60,25 @@ class _Normalise(torch.autograd.Function):
     """BatchNorm by the given statistics, which follow from x in all processes."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, mean, var, eps, count):
+    def forward(  # its arguments are torch's to pass on: they cannot be one
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        count: int,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps, ctx.count = eps, count
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
 
-        def gradients(upstream, *wanted):
+        def gradients(upstream: Tensor, *wanted: bool) -> tuple[Tensor, ...]:
             """Of x, weight and bias, as if the statistics were constants."""
             return torch.ops.aten.native_batch_norm_backward(
                 upstream, x, weight, mean, var, None, None, False, ctx.eps, wanted

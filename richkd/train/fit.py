@@ -221,9 +221,9 @@ class Run:
         if length not in self.captured:
             inputs, graph = (ids.clone(), view_ids.clone()), torch.cuda.CUDAGraph()
             graph.register_generator_state(self.draw)
-            # A workspace of cuBLAS that others may free, as torch.compile does, must not be its own.
+            # Others, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
             torch._C._cuda_clearCublasWorkspaces()
-            # Threads that gather rows into pinned memory meanwhile are no part of it.
+            # thread_local: threads that meanwhile gather rows into pinned memory do not break it.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._step(*inputs)
             torch._C._cuda_clearCublasWorkspaces()
@@ -233,9 +233,10 @@ class Run:
             held.copy_(new)
         graph.replay()
 
-    def _finish(self, epoch: int, images: int, progress: tqdm) -> None:
-        """Write the epoch's row and save what it left."""
-        means = (distributed.total(self.sums) / (images * distributed.processes())).tolist()
+    def _finish(self, epoch: int, seen: int, progress: tqdm) -> None:
+        """Write the row of the epoch, in which this process has seen so many images; save the run."""
+        assert self.sums is not None  # an epoch has a step
+        means = (distributed.total(self.sums) / (seen * distributed.processes())).tolist()
         self.sums.zero_()
         self.history.append({"epoch": epoch + 1, **dict(zip(self.names, means))})
         row, epochs = self.history[-1], self.training.epochs

@@ -63,7 +63,8 @@ class Objective(nn.Module):
         values = {"ce": F.cross_entropy(output.logits, batch.labels)}
         for name, term in self.terms.items():
             values[name] = term(output, batch)
-        loss = sum(self._weight(name) * value for name, value in values.items())
+        weighted = [self._weight(name) * value for name, value in values.items()]
+        loss = sum(weighted[1:], start=weighted[0])
         return {"loss": loss, **values}
 
     def _weight(self, name: str) -> float | Tensor:

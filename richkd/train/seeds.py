@@ -119,7 +119,7 @@ def _prepare(
     """The run of one seed, at its start or where its checkpoint left it."""
     torch.manual_seed(seed)
     model = models.create(job.training.arch, data.num_classes)
-    model.to(data.device, memory_format=torch.channels_last)
+    model.to(data.device).to(memory_format=torch.channels_last)
     images = data.train.reader()
     own = teacher and teacher.reader(images)
     return Run(
@@ -135,7 +135,8 @@ def _prepare(
 def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
     """Save a trained classifier; its accuracies after the last epoch."""
     last = run.history[-1]
-    result = {key: last[key] for key in ("train_accuracy", "validation_accuracy") if key in last}
+    names = ["train_accuracy", "validation_accuracy"]
+    result = {name: last[name] for name in names if name in last}
     save_classifier(
         f"models/{job.name}/seed{run.seed}",
         Loaded(run.model, data.preprocessing),

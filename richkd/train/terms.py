@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,12 @@ def make_objective(
     `options` are a variant's terms, ce among them; `labels` int64 (N,) are those of all training
     images. InputError for a term on maps where the networks differ in their number of stages.
     """
-    terms = {}
+    terms: dict[str, nn.Module] = {}
     for name, term in options.items():
         if name == "ce":
             continue
         if TERMS[name] == "memory":
-            terms[name] = Contrast(student.feature_dim, teacher, labels, term.options)
+            terms[name] = Contrast(cast(int, student.feature_dim), teacher, labels, term.options)
         else:
             terms[name] = Comparison(name, teacher, term.options)
     maps = "maps" in parts_needed(options)
@@ -75,7 +75,7 @@ class Comparison(nn.Module):
         """The sum over the stages, as published; of two sizes the larger is averaged to the smaller."""
         total = student[0].new_zeros(())
         for own, theirs in zip(student, teacher, strict=True):
-            size = [min(sides) for sides in zip(own.shape[2:], theirs.shape[2:])]
+            size = min(own.shape[2], theirs.shape[2]), min(own.shape[3], theirs.shape[3])
             pair = (F.adaptive_avg_pool2d(x, size) for x in (own, theirs))
             total = total + self.loss(*pair, **self.options)
         return total

@@ -1,6 +1,8 @@
 """Calibration figures against cases worked by hand, and their properties."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from richkd.evaluate.calibration import (
     expected_calibration_error,
     fit_temperature,
     maximum_calibration_error,
+    measure,
     negative_log_likelihood,
     reliability_curve,
 )
+from richkd.params import Calibration
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 ERRORS = [
@@ -30,14 +34,14 @@ ERRORS = [
 FIGURES = [*ERRORS, brier_score, negative_log_likelihood]
 
 
-def binary(*first):
+def binary(*first: float) -> np.ndarray:
     """Probabilities of two classes, given the first's."""
-    first = np.array(first, dtype=float)
-    return np.stack([first, 1 - first], axis=1)
+    column = np.array(first, dtype=float)
+    return np.stack([column, 1 - column], axis=1)
 
 
 @st.composite
-def predictions(draw):
+def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     samples, classes = draw(st.integers(1, 40)), draw(st.integers(2, 6))
     rng = np.random.default_rng(draw(st.integers(0, 9999)))
     logits = draw(st.sampled_from([0.0, 1.0, 5.0, 200.0])) * rng.normal(size=(samples, classes))
@@ -51,7 +55,7 @@ HAND = binary(0.9, 0.9, 0.9, 0.6, 0.3), np.array([0, 0, 1, 1, 1])
 GAPS = [(1, 0.6), (1, 0.3), (3, 0.9 - 2 / 3)]
 
 
-def test_curve_by_hand():
+def test_curve_by_hand() -> None:
     curve = reliability_curve(*HAND, bins=10)
     assert list(curve) == ["lo", "hi", "count", "confidence", "accuracy"]
     np.testing.assert_array_equal(curve["lo"], [0.5, 0.6, 0.8])
@@ -61,7 +65,7 @@ def test_curve_by_hand():
     np.testing.assert_allclose(curve["accuracy"], [0, 1, 2 / 3])
 
 
-def test_errors_by_hand():
+def test_errors_by_hand() -> None:
     expected = sum(count * gap for count, gap in GAPS) / 5
     assert expected_calibration_error(*HAND, bins=10) == pytest.approx(expected)
     assert maximum_calibration_error(*HAND, bins=10) == pytest.approx(0.6)
@@ -75,7 +79,7 @@ def test_errors_by_hand():
     )
 
 
-def test_equal_mass_bins_by_hand():
+def test_equal_mass_bins_by_hand() -> None:
     probabilities = binary(0.55, 0.6, 0.65, 0.7, 0.9, 0.95)
     labels = np.array([0, 1, 0, 0, 0, 1])
     # (.55 .6) half right, (.65 .7) all right, (.9 .95) half right.
@@ -89,7 +93,7 @@ def test_equal_mass_bins_by_hand():
     assert adaptive_calibration_error(*five, bins=15) == pytest.approx(expected)
 
 
-def test_a_bin_holds_its_upper_edge_and_not_its_lower():
+def test_a_bin_holds_its_upper_edge_and_not_its_lower() -> None:
     for bins in (2, 3, 7, 10, 15, 20):
         for edge in range(bins // 2 + 1, bins + 1):
             curve = reliability_curve(binary(edge / bins), [0], bins)
@@ -99,7 +103,7 @@ def test_a_bin_holds_its_upper_edge_and_not_its_lower():
                 assert reliability_curve(binary(above), [0], bins)["lo"][0] == edge / bins
 
 
-def test_probabilities_of_zero_and_one_are_in_the_outer_bins():
+def test_probabilities_of_zero_and_one_are_in_the_outer_bins() -> None:
     certain = np.eye(3)
     assert expected_calibration_error(certain, [0, 1, 2]) == 0
     assert classwise_calibration_error(certain, [0, 1, 2]) == 0
@@ -108,14 +112,14 @@ def test_probabilities_of_zero_and_one_are_in_the_outer_bins():
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_calibrated_classifier_has_no_error(error):
+def test_a_calibrated_classifier_has_no_error(error: Callable[..., float]) -> None:
     probabilities = np.repeat(binary(0.75, 0.6), [4, 5], axis=0)
     labels = [0, 0, 0, 1] + [0, 0, 0, 1, 1]
     assert error(probabilities, labels) == pytest.approx(0, abs=1e-12)
     assert error(probabilities, labels, bins=1) == pytest.approx(0, abs=1e-12)
 
 
-def test_equal_confidences_share_an_adaptive_bin():
+def test_equal_confidences_share_an_adaptive_bin() -> None:
     # Cut apart by rank, the wrong ones would make bins of accuracy 0 and an error of 0.32.
     probabilities = np.repeat(binary(0.8), 100, axis=0)
     labels = np.repeat([0, 1], [80, 20])
@@ -124,7 +128,9 @@ def test_equal_confidences_share_an_adaptive_bin():
 
 @quick
 @given(predictions(), st.integers(1, 20))
-def test_errors_are_in_range_and_the_maximum_is_the_largest(case, bins):
+def test_errors_are_in_range_and_the_maximum_is_the_largest(
+    case: tuple[np.ndarray, np.ndarray], bins: Any
+) -> None:
     errors = [error(*case, bins) for error in ERRORS]
     assert all(type(error) is float and 0 <= error <= 1 for error in errors)
     assert errors[0] <= errors[1] + 1e-12
@@ -137,7 +143,9 @@ def test_errors_are_in_range_and_the_maximum_is_the_largest(case, bins):
 
 @quick
 @given(predictions(), st.integers(0, 999))
-def test_the_order_of_samples_does_not_matter(case, seed):
+def test_the_order_of_samples_does_not_matter(
+    case: tuple[np.ndarray, np.ndarray], seed: int
+) -> None:
     probabilities, labels = case
     order = np.random.default_rng(seed).permutation(len(labels))
     for figure in FIGURES:
@@ -150,7 +158,7 @@ def test_the_order_of_samples_does_not_matter(case, seed):
 
 @quick
 @given(predictions())
-def test_one_bin_is_the_difference_of_the_means(case):
+def test_one_bin_is_the_difference_of_the_means(case: tuple[np.ndarray, np.ndarray]) -> None:
     probabilities, labels = case
     gap = abs(probabilities.max(1).mean() - (probabilities.argmax(1) == labels).mean())
     for error in ERRORS[:3]:
@@ -160,7 +168,7 @@ def test_one_bin_is_the_difference_of_the_means(case):
 # --- scores -------------------------------------------------------------------------------------
 
 
-def test_scores_by_hand():
+def test_scores_by_hand() -> None:
     probabilities = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
     labels = [0, 2]
     assert brier_score(probabilities, labels) == pytest.approx(
@@ -171,14 +179,14 @@ def test_scores_by_hand():
     )
 
 
-def test_scores_at_their_ends():
+def test_scores_at_their_ends() -> None:
     assert brier_score(np.eye(2), [0, 1]) == 0
     assert brier_score(np.eye(2), [1, 0]) == 2
     assert negative_log_likelihood(np.eye(2), [0, 1]) == 0
     assert negative_log_likelihood(np.eye(2), [1, 0]) == pytest.approx(708.396, abs=1e-3)
 
 
-def test_quadrants_by_hand():
+def test_quadrants_by_hand() -> None:
     quadrants = confidence_quadrants(*HAND, threshold=0.9)
     assert quadrants == pytest.approx(
         {
@@ -193,7 +201,7 @@ def test_quadrants_by_hand():
 
 @quick
 @given(predictions(), st.floats(0, 1))
-def test_quadrants_sum_to_one(case, threshold):
+def test_quadrants_sum_to_one(case: tuple[np.ndarray, np.ndarray], threshold: float) -> None:
     quadrants = confidence_quadrants(*case, threshold)
     assert sum(quadrants.values()) == pytest.approx(1)
     assert min(quadrants.values()) >= 0
@@ -202,14 +210,14 @@ def test_quadrants_sum_to_one(case, threshold):
 # --- temperature --------------------------------------------------------------------------------
 
 
-def calibrated_logits(samples=4000, classes=5):
+def calibrated_logits(samples: int = 4000, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and labels drawn from their softmax."""
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(samples, classes))
     return logits, (logits + rng.gumbel(size=logits.shape)).argmax(1)
 
 
-def test_temperature_finds_the_scale():
+def test_temperature_finds_the_scale() -> None:
     logits, labels = calibrated_logits()
     assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.05)
     for scale in (0.2, 3.0, 10.0):
@@ -217,12 +225,12 @@ def test_temperature_finds_the_scale():
         assert fitted == pytest.approx(scale * fit_temperature(logits, labels), rel=1e-5)
 
 
-def test_temperature_minimises_the_likelihood_and_calibrates():
+def test_temperature_minimises_the_likelihood_and_calibrates() -> None:
     logits, labels = calibrated_logits()
     logits = 4 * logits
     best = fit_temperature(logits, labels)
 
-    def loss(temperature):
+    def loss(temperature: float) -> float:
         return negative_log_likelihood(softmax(logits / temperature, axis=1), labels)
 
     assert loss(best) < min(loss(best * 1.01), loss(best / 1.01), loss(1))
@@ -231,27 +239,58 @@ def test_temperature_minimises_the_likelihood_and_calibrates():
 
 
 @pytest.mark.parametrize("scale", [1, 1000])
-def test_temperature_is_finite_at_its_ends(scale):
+def test_temperature_is_finite_at_its_ends(scale: float) -> None:
     right = fit_temperature(scale * np.eye(4), np.arange(4))
     assert type(right) is float and 0.05 <= right <= 20
     assert fit_temperature(scale * np.eye(4), [1, 2, 3, 0]) == pytest.approx(20, rel=1e-4)
     assert 0.05 <= fit_temperature(np.zeros((2, 3)), [0, 1]) <= 20
 
 
-def test_temperature_falls_to_the_lower_end_where_all_is_right():
+def test_temperature_falls_to_the_lower_end_where_all_is_right() -> None:
     assert fit_temperature(np.eye(4), np.arange(4)) == pytest.approx(0.05, rel=1e-4)
 
 
-def test_temperature_takes_half_precision():
+def test_temperature_takes_half_precision() -> None:
     logits, labels = calibrated_logits()
     half = fit_temperature(logits.astype(np.float16), labels)
     assert half == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
 
 
+# --- all figures of one set of images -----------------------------------------------------------
+
+
+def test_measured_figures_are_those_of_the_functions() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 4)).astype(np.float16) * 3, np.arange(50) % 4
+    figures, curve = measure(logits, labels, Calibration(bins=7, threshold=0.6), 2.0)
+    probabilities = softmax(logits.astype(float), axis=1)
+    tempered = softmax(logits.astype(float) / 2, axis=1)
+    assert figures == {
+        "ece": expected_calibration_error(probabilities, labels, 7),
+        "mce": maximum_calibration_error(probabilities, labels, 7),
+        "adaptive_ece": adaptive_calibration_error(probabilities, labels, 7),
+        "classwise_ece": classwise_calibration_error(probabilities, labels, 7),
+        "brier": brier_score(probabilities, labels),
+        "nll": negative_log_likelihood(probabilities, labels),
+        **confidence_quadrants(probabilities, labels, 0.6),
+        "temperature": 2.0,
+        "ece_tempered": expected_calibration_error(tempered, labels, 7),
+        "nll_tempered": negative_log_likelihood(tempered, labels),
+    }
+    for key, expected in reliability_curve(probabilities, labels, 7).items():
+        np.testing.assert_array_equal(curve[key], expected)
+
+
+def test_without_a_temperature_nothing_is_tempered() -> None:
+    logits, labels = np.eye(3), np.arange(3)
+    figures, _ = measure(logits, labels, Calibration(bins=5, threshold=0.5), None)
+    assert figures["nll"] > 0 and not any("temper" in name for name in figures)
+
+
 # --- input --------------------------------------------------------------------------------------
 
 
-def test_rounded_probabilities_are_accepted():
+def test_rounded_probabilities_are_accepted() -> None:
     half = softmax(np.random.default_rng(0).normal(size=(50, 100)), axis=1).astype(np.float16)
     labels = np.arange(50)
     for figure in FIGURES:
@@ -276,8 +315,12 @@ BAD = [
 
 
 @pytest.mark.parametrize("probabilities, labels, message", BAD)
-def test_bad_predictions_are_refused(probabilities, labels, message):
-    calls = [*FIGURES, reliability_curve, lambda p, y: confidence_quadrants(p, y, 0.5)]
+def test_bad_predictions_are_refused(probabilities: Any, labels: Any, message: str) -> None:
+    calls: list[Callable[..., Any]] = [
+        *FIGURES,
+        reliability_curve,
+        lambda p, y: confidence_quadrants(p, y, 0.5),
+    ]
     for call in calls:
         with pytest.raises(ValueError, match=message) as caught:
             call(probabilities, labels)
@@ -285,19 +328,19 @@ def test_bad_predictions_are_refused(probabilities, labels, message):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_must_be_finite(value):
+def test_logits_must_be_finite(value: float) -> None:
     with pytest.raises(ValueError, match="logits of sample 0 are not finite"):
         fit_temperature(np.array([[value, 0.0]]), [0])
 
 
 @pytest.mark.parametrize("bins", [0, -1, 1.5])
-def test_bins_must_be_a_positive_integer(bins):
+def test_bins_must_be_a_positive_integer(bins: Any) -> None:
     for error in ERRORS:
         with pytest.raises(ValueError, match=f"bins is {bins}, must be an integer of at least 1"):
             error(np.eye(2), [0, 1], bins)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
-def test_threshold_must_be_a_probability(threshold):
+def test_threshold_must_be_a_probability(threshold: float) -> None:
     with pytest.raises(ValueError, match=rf"threshold is {threshold}, must be in \[0, 1\]"):
         confidence_quadrants(np.eye(2), [0, 1], threshold)

@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,30 +20,57 @@ from PIL import Image
 
 from richkd.base.files import replacing, write_array, write_json
 from richkd.data.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info, save_split
-from richkd.evaluate import report
+from richkd.evaluate import plots, report
 from richkd.evaluate.scores import ALEXNET, score
 from richkd.evaluate.seeds import summarize
-from richkd.evaluate.summary import TEACHERS, signed, spread
+from richkd.evaluate.summary import TEACHERS, Shown, mean_and_sd, signed
 from stages import calibrate
 from stages import report as stage
 
-ROOT = Path(__file__).parent.parent
-FULL = {"baselines": ["ce", "kd"], "distilled": ["L", "F", "LF"], "seeds": [0, 3]}
-SMALL = {"baselines": ["kd"], "distilled": ["L"], "seeds": [2]}
-CIFAR = {
+Variants = dict[str, dict[str, Any]]
+
+ROOT = Path(__file__).parents[2]
+LOGITS = {"kd": {"weight": 3.0, "temperature": 3.0}}
+FEATURES = {
+    "crd": {
+        "weight": 0.1, "dim": 64, "num_negatives": 128, "negatives": "auto", "temperature": 0.07,
+        "momentum": 0.5,
+    }
+}  # fmt: skip
+KD = {"teacher": "teacher", **LOGITS}
+L = {"teacher": "fused", **LOGITS}
+F = {"teacher": "fused", **FEATURES}
+LF = {"teacher": "fused", **LOGITS, **FEATURES}
+UNDER_CLIP = {"teacher": "clip", **LOGITS}
+FULL: dict[str, Any] = {"variants": {"kd": KD, "L": L, "F": F, "LF": LF}, "seeds": [0, 3]}
+SMALL: dict[str, Any] = {"variants": {"kd": KD, "L": L}, "seeds": [2]}
+CIFAR: dict[str, Any] = {
     "name": "cifar100", "urls": ["https://example.org/cifar"], "archive": None, "sha256": None,
     "train_per_class": "all", "captioned_images": 1234, "seed": 0,
 }  # fmt: skip
-READY = {"arch": "resnet32x4", "min_accuracy": 0.5}
-MDISTILLER = READY | {"source": "mdistiller", "urls": ["https://example.org/t"], "sha256": None}
-CHECKPOINT = READY | {
+READY: dict[str, Any] = {"arch": "resnet32x4", "min_accuracy": 0.5}
+MDISTILLER: dict[str, Any] = READY | {
+    "source": "mdistiller",
+    "urls": ["https://example.org/t"],
+    "sha256": None,
+}
+CHECKPOINT: dict[str, Any] = READY | {
     "source": "checkpoint", "path": "teacher.pth", "sha256": "0" * 64, "mean": [0.5] * 3,
     "std": [0.2] * 3,
 }  # fmt: skip
-TORCHVISION = {"source": "torchvision", "arch": "resnet50", "weights": "V2", "min_accuracy": 0.5}
-PROMPTING = {"prompts": "imagenet80", "logit_scale": "model"}
-PRETRAINED = PROMPTING | {"source": "pretrained", "model": "ViT-L-14", "tag": "openai"}
-LOCAL_CLIP = PROMPTING | {
+TORCHVISION: dict[str, Any] = {
+    "source": "torchvision",
+    "arch": "resnet50",
+    "weights": "V2",
+    "min_accuracy": 0.5,
+}
+PROMPTING: dict[str, Any] = {"prompts": "imagenet80", "logit_scale": "model"}
+PRETRAINED: dict[str, Any] = PROMPTING | {
+    "source": "pretrained",
+    "model": "ViT-L-14",
+    "tag": "openai",
+}
+LOCAL_CLIP: dict[str, Any] = PROMPTING | {
     "source": "checkpoint", "model": "ViT-B-32", "tag": None, "path": "clip.pt",
     "sha256": "0" * 64,
 }  # fmt: skip
@@ -49,24 +78,24 @@ NAMES = ['<b>two</b> & "more"', *(f"class {i}" for i in range(9))]
 
 
 def experiment(
-    baselines, distilled, seeds, corruptions=("frost", "fog"), severities=(3,), validation=30,
-    corrupted=None, shifted=None, **sections,
-):  # fmt: skip
+    variants: Variants, seeds: list[int], names: Sequence[str] = ("frost", "fog"),
+    severities: Sequence[int] = (3,), validation: int = 30,
+    shifted: dict[str, Any] | None = None, **sections: Any,
+) -> None:  # fmt: skip
     """Everything the report reads, below the working directory; random, the same each time.
 
-    `sections` take the place of the digits preset's; `corrupted` is where the corrupted sets come
-    from, if not generated. No `corruptions` is as if they were skipped. `shifted` has further test
-    sets by name: their classes, or why they were skipped.
+    `variants` are those of params.yaml, `names` and `severities` those of the corruptions. With no
+    names the experiment is as if the corrupted images were skipped. `shifted` has further test sets
+    by name: their classes, or why they were skipped. `sections` replace those of the preset digits.
     """
     rng, shifted = np.random.default_rng(0), shifted or {}
     params = yaml.safe_load((ROOT / "presets/digits.yaml").read_text()) | sections
-    params["baseline"]["variants"], params["distill"]["variants"] = baselines, distilled
-    params["distill"]["seeds"] = seeds
-    sets = {"names": list(corruptions) or ["fog"], "severities": list(severities)}
-    params["corruptions"] = (corrupted or params["corruptions"]) | sets
-    params["evaluate"]["models"] = ["teacher", "clip", *baselines, *distilled]
+    params["distill"] = {"seeds": seeds, "variants": variants}
+    sets = {"names": list(names) or ["fog"], "severities": list(severities)}
+    params["corruptions"] = params["corruptions"] | sets
     params["fusion"]["alpha"] = 0.25  # not on the grid
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+    # Through JSON, so that sections used twice become two, not an alias, which is refused.
+    Path("params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(params)), sort_keys=False))
 
     dataset = params["dataset"]["name"]
     save_info("data/info.json", Info(name=dataset, classes=NAMES, mean=[0.5] * 3, std=[0.2] * 3))
@@ -77,11 +106,11 @@ def experiment(
         images = rng.integers(256, size=(len(values), side, side, 3), dtype=np.uint8)
         save_split(f"data/{name}.safetensors", Split(images, values))
 
-    for model in ["teacher", "clip", "fused", *baselines, *distilled]:
-        runs = seeds if model in [*baselines, *distilled] else [0]
-        shape = len(corruptions), len(severities)
+    for model in [*TEACHERS, "ce", *variants]:
+        runs = [0] if model in TEACHERS else seeds
+        shape = len(names), len(severities)
         predictions(rng, model, labels, len(runs), shape, shifted)
-        score(model, labels["test"], corruptions, severities, dataset == "imagenet")
+        score(model, labels["test"], names, severities, dataset == "imagenet")
         calibrate.main(model)
         ready_made = model == "teacher" and params["teacher"]["source"] != "train"
         measured = [] if ready_made else ["train_accuracy"]
@@ -89,7 +118,8 @@ def experiment(
         if model not in ("clip", "fused"):
             results = {f"seed{seed}": {key: rng.random() for key in measured} for seed in runs}
             write_json(f"metrics/train/{model}.json", summarize(results))
-            curves(rng, model, [] if ready_made else runs, validation)
+            terms = ["ce", *(name for name in variants.get(model, ()) if name != "teacher")]
+            curves(rng, model, [] if ready_made else runs, terms, validation)
         if model != "fused":
             for seed in runs:
                 versions = {"python": "3.11.7", "torch": "2.11"}
@@ -98,9 +128,9 @@ def experiment(
     teachers(rng, validation)
 
 
-def further_sets(rng, shifted):
+def further_sets(rng: np.random.Generator, shifted: dict[str, Any]) -> None:
     """What `shift` writes: seven images of each class."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, classes in shifted.items():
         if isinstance(classes, str):
             found[name] = {"skipped": classes}
@@ -112,10 +142,18 @@ def further_sets(rng, shifted):
     write_json(SHIFTED / "sets.json", found)
 
 
-def predictions(rng, model, labels, runs, shape, shifted):
-    def logits(truth, *leading):
-        right = np.eye(10)[truth] * 3
-        return (right + rng.normal(size=(runs, *leading, len(truth), 10)) * 2).astype(np.float32)
+def predictions(
+    rng: np.random.Generator,
+    model: str,
+    labels: dict[str, np.ndarray],
+    runs: int,
+    shape: tuple[int, int],
+    shifted: dict[str, Any],
+) -> None:
+    def logits(truth: np.ndarray, *leading: int) -> np.ndarray:
+        noise = rng.normal(size=(runs, *leading, len(truth), 10)) * 2
+        noisy: np.ndarray = (np.eye(10)[truth] * 3 + noise).astype(np.float32)
+        return noisy
 
     write_array(f"predictions/{model}/validation.npy", logits(labels["validation"]))
     write_array(f"predictions/{model}/test.npy", logits(labels["test"]))
@@ -126,10 +164,12 @@ def predictions(rng, model, labels, runs, shape, shifted):
             write_array(f"predictions/{model}/shifted/{name}.npy", logits(np.repeat(classes, 7)))
 
 
-def curves(rng, model, runs, validation):
-    """Four epochs a seed; validation every other one. Only a header without a run."""
+def curves(
+    rng: np.random.Generator, model: str, runs: Any, terms: list[str], validation: int
+) -> None:
+    """Four epochs a seed, validation every other one; without a run the header alone."""
     rows = pd.DataFrame({"epoch": [1, 2, 3, 4] * len(runs), "seed": np.repeat(runs, 4)})
-    losses = {"ce": rng.random(len(rows)), "kd": rng.random(len(rows))}
+    losses = {term: rng.random(len(rows)) for term in ["loss", *terms]}
     measured = (rows.epoch % 2 == 0) & bool(validation)
     accuracy = np.where(measured, rng.random(len(rows)), np.nan)
     table = rows.assign(**losses, validation_accuracy=accuracy)
@@ -139,10 +179,10 @@ def curves(rng, model, runs, validation):
         table.to_csv(part, index=False)
 
 
-def teachers(rng, validation):
+def teachers(rng: np.random.Generator, validation: int) -> None:
     """What `fusion` and `cache` write."""
     keys = "accuracy nll ece semantic_closeness".split() + list(report.QUADRANTS)
-    fusion = {model: dict(zip(keys, rng.random(len(keys)))) for model in TEACHERS}
+    fusion = {model: dict(zip(keys, rng.random(len(keys)), strict=True)) for model in TEACHERS}
     fusion["best_alpha"] = {"alpha": 0.5, "accuracy": 0.87654}
     write_json("metrics/fusion.json", fusion if validation else {})
     grid = {"alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
@@ -154,7 +194,7 @@ def teachers(rng, validation):
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole experiment: the folder it is in."""
     folder = tmp_path_factory.mktemp("experiment")
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +205,7 @@ def full(tmp_path_factory):
 
 
 @pytest.fixture
-def page(full):
+def page(full: Path) -> str:
     return (full / "report/index.html").read_text()
 
 
@@ -174,30 +214,36 @@ class Page(HTMLParser):
 
     VOID = {"meta", "img", "br", "link", "input", "hr"}
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.open, self.tags, self.text = [], [], ""
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
         self.feed(text)
         self.close()
         assert not self.open
 
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attributes}))
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
             self.text += data
+
+
+def visible(page: Page) -> str:
+    return " ".join(page.text.split())
 
 
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_summary_is_what_dvc_metrics_diff_takes(full):
+def test_summary_is_what_dvc_metrics_diff_takes(full: Path) -> None:
     summary = json.loads((full / "metrics/summary.json").read_text())
     assert list(summary) == ["teacher", "clip", "fused", "ce", "kd", "L", "F", "LF"]
     assert all(isinstance(x, float) for values in summary.values() for x in values.values())
@@ -212,16 +258,16 @@ def test_summary_is_what_dvc_metrics_diff_takes(full):
     assert not any(key.endswith("_sd") for key in summary["teacher"])
 
 
-def test_summary_table_has_a_row_a_model(full):
+def test_summary_table_has_a_row_a_model(full: Path) -> None:
     table = pd.read_csv(full / "metrics/summary.csv")
     assert list(table.columns[:4]) == [
         "model", "runs", "validation_accuracy", "validation_accuracy_sd",
     ]  # fmt: skip
-    assert dict(zip(table.model, table.runs))["LF"] == 2
+    assert table.set_index("model").runs.LF == 2
     assert table.set_index("model").top1_sd.isna().sum() == 3  # the teachers
 
 
-def test_same_inputs_same_bytes(full, monkeypatch):
+def test_same_inputs_same_bytes(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(full)
     files = [Path("report/index.html"), Path("report/results.png"), Path("metrics/summary.csv")]
     before = [path.read_bytes() for path in files]
@@ -229,12 +275,12 @@ def test_same_inputs_same_bytes(full, monkeypatch):
     assert [path.read_bytes() for path in files] == before
 
 
-def test_picture_for_the_readme(full):
+def test_picture_for_the_readme(full: Path) -> None:
     with Image.open(full / "report/results.png") as picture:
         assert picture.size == (1600, 600)
 
 
-def test_stage_needs_no_torch():
+def test_stage_needs_no_torch() -> None:
     code = "import sys, stages.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -242,7 +288,7 @@ def test_stage_needs_no_torch():
 # --- the page -----------------------------------------------------------------------------------
 
 
-def test_page_needs_nothing_but_itself(page):
+def test_page_needs_nothing_but_itself(page: str) -> None:
     parsed = Page(page)
     for tag, attributes in parsed.tags:
         assert tag not in ("script", "link", "iframe", "object")
@@ -253,19 +299,19 @@ def test_page_needs_nothing_but_itself(page):
     assert not re.search(r"url\(|@import", page)
 
 
-def test_page_is_accessible(page):
+def test_page_is_accessible(page: str) -> None:
     tags = Page(page).tags
     assert ("html", {"lang": "en"}) in tags
     assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
     assert all("scope" in attributes for tag, attributes in tags if tag == "th")
 
 
-def test_page_holds_the_numbers(page, full):
+def test_page_holds_the_numbers(page: str, full: Path) -> None:
     text = Page(page).text
     summary = json.loads((full / "metrics/summary.json").read_text())
     for values in summary.values():
-        for metric in report.columns(summary):
-            assert spread(values, metric) in text
+        for metric in report.shown_metrics(summary):
+            assert mean_and_sd(values, metric) in text
     assert "87.7 %" in text  # the best alpha's
     assert "65.0 %" in text and "60.0 %" in text and "+5.0 points" in text  # prompts
     assert (full / "params.yaml").read_text().strip() in text
@@ -273,14 +319,14 @@ def test_page_holds_the_numbers(page, full):
     assert "ice textures are generated" in text
 
 
-def test_best_student_of_each_column_is_bold(page, full):
+def test_best_student_of_each_column_is_bold(page: str, full: Path) -> None:
     summary = json.loads((full / "metrics/summary.json").read_text())
     students = [summary[name] for name in ("ce", "kd", "L", "F", "LF")]
     best = max(students, key=lambda values: values["top1"])
-    assert f"<strong>{spread(best, 'top1')}</strong>" in page
+    assert f"<strong>{mean_and_sd(best, 'top1')}</strong>" in page
 
 
-def test_names_are_escaped(page):
+def test_names_are_escaped(page: str) -> None:
     assert "<b>two" not in page and "&lt;b&gt;two&lt;/b&gt; &amp; " in page
     assert "<i>{}" not in page and "&lt;i&gt;{}" in page
 
@@ -289,12 +335,12 @@ def test_names_are_escaped(page):
     "change",
     [
         {},
-        {"baselines": ["ce"], "distilled": ["F"]},
-        {"seeds": [5, 1], "corruptions": ["pixelate"], "severities": [1, 5]},
+        {"variants": {"F": F}},
+        {"seeds": [5, 1], "names": ["pixelate"], "severities": [1, 5]},
     ],
-    ids=["one seed", "no kd", "one corruption"],
+    ids=["one seed", "no student under the teacher", "one corruption"],
 )
-def test_small_experiments(here, change):
+def test_small_experiments(here: Path, change: dict[str, Any]) -> None:
     settings = SMALL | change
     experiment(**settings)
     write_json("metrics/evaluate/LF.json", {"of an": "earlier experiment"})
@@ -303,9 +349,132 @@ def test_small_experiments(here, change):
     assert "nan" not in text.lower()
     assert (" ± " in text) == (len(settings["seeds"]) > 1)
     assert ("one seed" in text) == (len(settings["seeds"]) == 1)
-    assert ("ice textures" in text) == ("corruptions" not in change)
-    students = settings["baselines"] + settings["distilled"]
-    assert list(pd.read_csv("metrics/summary.csv").model) == [*TEACHERS, *students]
+    assert ("ice textures" in text) == ("names" not in change)
+    models = [*TEACHERS, "ce", *settings["variants"]]
+    assert list(pd.read_csv("metrics/summary.csv").model) == models
+
+
+# --- variants -----------------------------------------------------------------------------------
+
+
+def report_of(variants: Variants, **settings: Any) -> tuple[Page, str]:
+    """The page, and the text to be seen in it."""
+    experiment(variants, **{"seeds": [0, 1]} | settings)
+    stage.main()
+    page = Page(Path("report/index.html").read_text())
+    assert "nan" not in visible(page).lower()
+    return page, visible(page)
+
+
+def figures(page: Page) -> list[str]:
+    """The alt texts of the images that are no examples."""
+    alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    return [alt for alt in alts if not alt.startswith("Test image")]
+
+
+def test_without_variants_there_is_the_student_alone(here: Path) -> None:
+    page, text = report_of({})
+    assert list(pd.read_csv("metrics/summary.csv").model) == [*TEACHERS, "ce"]
+    assert (
+        "labelled images, alone. The teachers that it is compared with are a conventional" in text
+    )
+    # No sentence, table or kind of example compares two students.
+    assert "against kd" not in text and "against ce" not in text
+    assert "best student on clean" not in text and "No student is above" not in text
+    assert " minus " not in text and "gains or loses" not in text
+    assert "By severity: the fused teacher and ce." in text
+    assert "ce by severity, %" in text
+    assert not re.search(r"ce is (wrong|right), ", text)
+    assert "The fused teacher is right, ce wrong" in text
+    # What is said of one student stays.
+    assert "The fused teacher is " in text and "The spread over seeds says nothing" in text
+    drawn = [alt for alt in figures(page) if alt.startswith("Training")]
+    assert [alt.split(":")[0].split()[-1] for alt in drawn] == ["teacher", "ce"]
+
+
+@pytest.mark.parametrize("validation", [30, 0])
+def test_one_variant_under_clip_is_compared_with_the_student_alone(
+    here: Path, validation: int
+) -> None:
+    dataset = {"dataset": CIFAR | {"validation": validation}}
+    _, text = report_of({"seen": UNDER_CLIP}, validation=validation, **dataset)
+    assert "seen kd under CLIP" in text
+    assert "seen against ce: " in text
+    assert "seen minus ce by severity, points" in text
+    assert "The fused teacher is right, seen wrong" in text
+    reason = "it has the highest validation accuracy of" if validation else "it is the last of"
+    assert f"seen is shown since {reason} the variants" in text
+
+
+def test_one_variant_under_the_teacher_is_compared_with_the_student_alone(here: Path) -> None:
+    _, text = report_of({"kd": KD})
+    assert "kd against ce: " in text and "kd minus ce by severity, points" in text
+    assert "kd is shown since it is the only variant." in text
+
+
+def test_names_are_those_of_the_experiment(here: Path) -> None:
+    """A variant of a name that nothing knows, with losses in its explanation."""
+    variants = {"my_Student2": KD, "other": {"teacher": "clip", **FEATURES, **LOGITS}, "Z": F}
+    page, text = report_of(variants)
+    assert "my_Student2 kd under the teacher" in text
+    assert "other kd, crd under CLIP" in text and "Z crd under the fused teacher" in text
+    assert "other against my_Student2: " in text and "Z against my_Student2: " in text
+    assert "my_Student2 against" not in text
+    assert "Z minus my_Student2 by severity, points" in text
+    assert "of the students under the fused teacher" in text
+    for name in variants:
+        assert any(f"Training curves of {name}:" in alt for alt in figures(page))
+        assert f"Reliability diagram of {name}, clean and corrupted." in figures(page)
+
+
+def drawings(page: Page, kind: str) -> dict[str, str]:
+    """The SVGs of the figures of a kind, by model."""
+    svgs = {}
+    for tag, attributes in page.tags:
+        if tag == "img" and (found := re.match(rf"{kind} of (\w+)", attributes["alt"])):
+            svgs[found[1]] = base64.b64decode(attributes["src"].split(",")[1]).decode()
+    return svgs
+
+
+def test_twelve_variants_have_colours_of_their_own(here: Path) -> None:
+    variants = {f"v{i}": (KD, L, F, LF)[i % 4] for i in range(12)}
+    page, _ = report_of(variants, seeds=[0], names=["fog"])
+    color = plots.colors(variants)
+    assert len(set(color.values())) == 16
+    drawn = drawings(page, "Training curves")
+    assert list(drawn) == ["teacher", "ce", *variants]
+    for name in variants:  # the mean of the validation accuracy is a thick line
+        assert f"stroke: {color[name]}; stroke-width: 1.8" in drawn[name]
+    with Image.open("report/results.png") as picture:
+        assert picture.size == (1600, 960)
+
+
+def test_a_loss_has_one_colour_in_all_figures(full: Path) -> None:
+    drawn = drawings(Page((full / "report/index.html").read_text()), "Training curves")
+    term_color = plots.colors(["ce", "kd", "crd"])
+    model_color = plots.colors(["kd", "L", "F", "LF"])
+    terms = {"ce": ["ce"], "kd": ["ce", "kd"], "L": ["ce", "kd"], "F": ["ce", "crd"]}
+    for model, own in {**terms, "LF": ["ce", "kd", "crd"], "teacher": ["ce"]}.items():
+        expected = {term_color[term] for term in own} | {model_color[model]}
+        assert set(re.findall("stroke: (#[0-9a-f]+); stroke-width: 1.8", drawn[model])) == expected
+
+
+def test_nothing_of_an_experiment_becomes_markup(here: Path) -> None:
+    """Names and texts with characters of HTML, in every place that shows one."""
+    experiment(**SMALL, shifted={"v2": "nothing is at <u>a</u>"})
+    with open("params.yaml", "a") as file:
+        file.write("# <script>alert('params')</script>\n")
+    stage.main()
+    markup = Path("report/index.html").read_text()
+    page = Page(markup)
+    assert not {tag for tag, _ in page.tags} & {"script", "u", "b", "i"}
+    for said in (
+        "<script>alert('params')</script>",
+        "<u>a</u>",
+        '<b>two</b> & "more"',
+        "<i>{}</i>",
+    ):
+        assert said in page.text
 
 
 # --- kinds of experiments -----------------------------------------------------------------------
@@ -331,22 +500,23 @@ VALIDATED = [
     "The fused teacher, before any training",
     "One prompt or several",
     "before → after",
-    ", the one of the highest validation accuracy), and",
+    "since it has the highest validation accuracy of the students under the fused teacher.",
     "on test against validation images. Differences",
 ]
 NOT_VALIDATED = [
     "test images. There were no validation images, so nothing was chosen: α is what",
-    "(the last of distill.variants, not chosen on test images), and",
+    "LF is shown since it is the last of the students under the fused teacher in distill.variants; "
+    "it was not chosen on test images.",
 ]
-PUBLISHED = {"source": "download", "urls": ["https://example.org/c"]}
-CASES = {
+PUBLISHED: dict[str, Any] = {"source": "download", "urls": ["https://example.org/c"]}
+CASES: dict[str, dict[str, Any]] = {
     "digits": {},
     "ready-made, no validation": {
         "validation": 0,
         "dataset": CIFAR | {"validation": 0},
         "teacher": MDISTILLER,
         "clip": PRETRAINED,
-        "corrupted": PUBLISHED,
+        "corruptions": PUBLISHED,
     },
     "teacher from a checkpoint": {
         "dataset": CIFAR | {"validation": 30}, "teacher": CHECKPOINT, "seeds": [0, 3],
@@ -355,21 +525,21 @@ CASES = {
         "validation": 0,
         "dataset": CIFAR | {"name": "cifar10", "validation": 0},
         "clip": LOCAL_CLIP,
-        "corrupted": {"source": "path", "path": "CIFAR-10-C"},
+        "corruptions": {"source": "path", "path": "CIFAR-10-C"},
     },
     "teacher of torchvision": {"dataset": CIFAR | {"validation": 30}, "teacher": TORCHVISION},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_page_says_what_is_true(here, name):
-    case = SMALL | {"distilled": ["L", "LF"], **CASES[name]}
+def test_page_says_what_is_true(here: Path, name: str) -> None:
+    case = SMALL | {"variants": {"kd": KD, "L": L, "LF": LF}, **CASES[name]}
     experiment(**case)
     stage.main()
     parsed = Page(Path("report/index.html").read_text())
-    text = " ".join(parsed.text.split())
+    text = visible(parsed)
     source = {key: case.get(key, {}).get("source", "train") for key in ("teacher", "clip")}
-    source["corrupted"] = case.get("corrupted", {}).get("source", "generate")
+    source["corrupted"] = case.get("corruptions", {}).get("source", "generate")
     for key, phrases in {"teacher": TEACHER, "clip": CLIP, "corrupted": CORRUPTED}.items():
         assert [x for x in phrases if phrases[x] in text] == [source[key]]
     assert "from 1,050 labelled images" in text
@@ -392,12 +562,12 @@ def test_page_says_what_is_true(here, name):
     assert [phrase in text for phrase in VALIDATED] == [validated] * len(VALIDATED)
     assert [phrase in text for phrase in NOT_VALIDATED] == [not validated] * len(NOT_VALIDATED)
 
-    said = text[: text.index("How to repeat it")]
-    assert validated or said.count("alidation") == 1
-    assert "nan" not in said.lower()
+    results = text[: text.index("How to repeat it")]
+    assert validated or results.count("alidation") == 1
+    assert "nan" not in results.lower()
     alts = [attributes["alt"] for tag, attributes in parsed.tags if tag == "img"]
     drawn = [alt.split()[3] for alt in alts if alt.startswith("Training")]
-    assert drawn == ["teacher:"] * (source["teacher"] == "train") + ["kd:", "L:", "LF:"]
+    assert drawn == ["teacher:"] * (source["teacher"] == "train") + ["ce:", "kd:", "L:", "LF:"]
     assert all("alidation" not in alt for alt in alts) == (not validated)
     for key in ("teacher", "clip"):
         assert (f"{report.label(key)}0cpu, 2 threads" in text) == (source[key] == "train")
@@ -405,9 +575,9 @@ def test_page_says_what_is_true(here, name):
         assert picture.size == (1600 if validated else 800, 600)
 
 
-def test_without_validation_images_the_last_student_is_shown(here):
+def test_without_validation_images_the_last_student_is_shown(here: Path) -> None:
     case = CASES["ready-made, no validation"]
-    experiment(["ce"], ["F", "L"], [0], **case)
+    experiment({"F": F, "L": L}, [0], **case)
     stage.main()
     text = Path("report/index.html").read_text()
     assert "L minus ce by severity" in text and "F minus ce" not in text
@@ -416,12 +586,12 @@ def test_without_validation_images_the_last_student_is_shown(here):
 
 # --- images in files, further test sets, no corrupted ones --------------------------------------
 
-IMAGENET = {
+IMAGENET: dict[str, Any] = {
     "name": "imagenet", "root": "tree", "classes": trees.WNIDS[:10], "expect_train": None,
     "expect_val": None, "unreadable": 20, "train_per_class": "all", "validation": 30,
     "captioned_images": 0, "seed": 0,
 }  # fmt: skip
-IN_FILES = {
+IN_FILES: dict[str, Any] = {
     "dataset": IMAGENET,
     "views": {
         "augmentation": "resized_crop", "size": 32, "resize": 40, "scale": [0.1, 1.0],
@@ -430,11 +600,11 @@ IN_FILES = {
     "cache": {"teacher": "online", "clip": "center", "top_k": 5, "batch_size": 50},
     "teacher": TORCHVISION,
     "clip": PRETRAINED,
-    "corrupted": {"source": "path", "path": "../imagenet-c"},
+    "corruptions": {"source": "path", "path": "../imagenet-c"},
 }  # fmt: skip
 
 
-def in_files(count, unreadable):
+def in_files(count: int, unreadable: int) -> None:
     """The test images as files, the second lying on its side; as many others cannot be read."""
     rng, test = np.random.default_rng(0), load_split("data/test.safetensors")
     Path("tree/val").mkdir(parents=True)
@@ -444,8 +614,8 @@ def in_files(count, unreadable):
         image = trees.photograph(i % 10, rng, 300, 400) if i else Image.new("CMYK", (30, 20))
         image.save(f"tree/val/{i}.JPEG", exif=lying if i == 1 else Image.Exif())
     manifest = Manifest(
-        "tree", [f"val/{i}.JPEG" for i in range(count)], test.labels, np.zeros((count, 2), np.int32),
-        np.zeros(count, np.int64), np.zeros(count, bool),
+        "tree", [f"val/{i}.JPEG" for i in range(count)], test.labels,
+        np.zeros((count, 2), np.int32), np.zeros(count, np.int64), np.zeros(count, bool),
     )  # fmt: skip
     save_split("data/test.safetensors", manifest)
     info = Info(
@@ -455,18 +625,14 @@ def in_files(count, unreadable):
     save_info("data/info.json", info)
 
 
-def said(page):
-    return " ".join(page.text.split())
-
-
 @pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ImageNet in files, the whole of ImageNet-C, further test sets: the folder."""
     folder = tmp_path_factory.mktemp("imagenet")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         experiment(
-            ["ce", "kd"], ["L", "LF"], [0, 1], list(ALEXNET), [1, 2, 3, 4, 5],
+            {"kd": KD, "L": L, "LF": LF}, [0, 1], list(ALEXNET), [1, 2, 3, 4, 5],
             shifted={
                 "imagenet_v2": list(range(10)), "imagenet_r": [2, 5, 7],
                 "imagenet_a": "nothing is at <x>",
@@ -478,35 +644,40 @@ def imagenet(tmp_path_factory):
     return folder
 
 
-def test_mean_corruption_error_has_a_column(imagenet):
+def test_mean_corruption_error_has_a_column(imagenet: Path) -> None:
     page = Page((imagenet / "report/index.html").read_text())
     summary = json.loads((imagenet / "metrics/summary.json").read_text())
     grid = pd.read_csv(imagenet / "metrics/evaluate/kd.csv").groupby("corruption").accuracy.mean()
     expected = np.mean([(1 - grid[name]) / error for name, error in ALEXNET.items()])
     assert summary["kd"]["mce"] == pytest.approx(expected)
     assert "mce_sd" in summary["kd"] and "mce_sd" not in summary["teacher"]
-    assert "mCE, % ↓" in said(
-        page
-    ) and "each corruption’s divided by AlexNet’s published one" in said(page)
+    assert "mCE, % ↓" in visible(page)
+    assert "each corruption’s divided by AlexNet’s published one" in visible(page)
     best = min(
         (summary[name] for name in ("ce", "kd", "L", "LF")), key=lambda values: values["mce"]
     )
-    assert f"<strong>{spread(best, 'mce')}</strong>" in (imagenet / "report/index.html").read_text()
-    assert "published ImageNet-C, a local copy." in said(page)
-    assert "Students learned from the 5 largest logits" in said(page)
+    assert (
+        f"<strong>{mean_and_sd(best, 'mce')}</strong>"
+        in (imagenet / "report/index.html").read_text()
+    )
+    assert "published ImageNet-C, a local copy." in visible(page)
+    assert "Students under a teacher learned from the 5 largest logits" in visible(page)
     assert list(pd.read_csv(imagenet / "metrics/summary.csv").mce) == [
         x["mce"] for x in summary.values()
     ]
 
 
-def test_further_test_sets_have_a_table(imagenet):
+def test_further_test_sets_have_a_table(imagenet: Path) -> None:
     page = Page((imagenet / "report/index.html").read_text())
     summary = json.loads((imagenet / "metrics/summary.json").read_text())
-    text = said(page)
-    assert "Shifted test sets" in text and "where a set has some classes alone, among these" in text
+    text = visible(page)
+    assert (
+        "Shifted test sets" in text
+        and "where a set has only some of the classes, among these" in text
+    )
     table = text[text.index("setimagesclasses") :].replace(" ", "")
     for name, counts in (("imagenet_v2", "7010"), ("imagenet_r", "213")):
-        cells = [spread(values, f"shifted_{name}") for values in summary.values()]
+        cells = [mean_and_sd(values, f"shifted_{name}") for values in summary.values()]
         assert f"{name}{counts}{''.join(cells)}".replace(" ", "") in table
     assert "imagenet_a was not run: nothing is at <x>." in text
     assert not any("imagenet_a" in key for values in summary.values() for key in values)
@@ -515,22 +686,25 @@ def test_further_test_sets_have_a_table(imagenet):
     )
 
 
-def test_files_that_cannot_be_read_are_named_up_to_ten(imagenet):
+def test_files_that_cannot_be_read_are_named_up_to_ten(imagenet: Path) -> None:
     page = (imagenet / "report/index.html").read_text()
     assert "<i>0" not in page
-    text = said(Page(page))
+    text = visible(Page(page))
     assert "12 files that cannot be read were left out: train/<i>0</i>.JPEG, " in text
     assert "train/<i>9</i>.JPEG, …." in text and "train/<i>10</i>.JPEG" not in text
 
 
-def test_examples_are_pictures_of_the_files(imagenet, monkeypatch):
+def test_examples_are_pictures_of_the_files(
+    imagenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(imagenet)
     test = load_split("data/test.safetensors")
+    assert isinstance(test, Manifest)
     page = Page(Path("report/index.html").read_text())
     shown = [x for tag, x in page.tags if tag == "img" and x["alt"].startswith("Test image")]
     assert shown and all(x["src"].startswith("data:image/png;base64,") for x in shown)
     for attributes in shown:
-        index = int(re.search(r"\d+", attributes["alt"])[0])
+        index = int(re.findall(r"\d+", attributes["alt"])[0])
         assert attributes["src"] == report.picture_uri(test, index)
     sizes = []
     for index in (0, 1, 2):
@@ -547,11 +721,11 @@ def test_examples_are_pictures_of_the_files(imagenet, monkeypatch):
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
-def test_without_corrupted_images_nothing_is_said_of_them(here, seeds):
-    experiment(["ce", "kd"], ["L", "LF"], seeds, (), **IN_FILES)
+def test_without_corrupted_images_nothing_is_said_of_them(here: Path, seeds: list[int]) -> None:
+    experiment({"kd": KD, "L": L, "LF": LF}, seeds, (), **IN_FILES)
     stage.main()
     page = Page(Path("report/index.html").read_text())
-    text = said(page)
+    text = visible(page)
     assert "There are no corrupted images: nothing is at ../imagenet-c." in text
     assert text[: text.index("How to repeat it")].lower().count("corrupt") == 1
     assert "nan" not in text.lower() and "mCE" not in text
@@ -566,29 +740,41 @@ def test_without_corrupted_images_nothing_is_said_of_them(here, seeds):
     assert f"{against} points on clean images" in text
 
 
-def test_sets_that_were_all_skipped_are_named_without_a_table(here):
+def test_sets_that_were_all_skipped_are_named_without_a_table(here: Path) -> None:
     experiment(**SMALL, shifted={"cifar10_1": "nothing is at a.npy, b.npy"})
     stage.main()
-    text = said(Page(Path("report/index.html").read_text()))
+    text = visible(Page(Path("report/index.html").read_text()))
     assert "cifar10_1 was not run: nothing is at a.npy, b.npy." in text
-    assert "setimagesclasses" not in text and "where a set has some classes" not in text
+    assert "setimagesclasses" not in text and "where a set has only some" not in text
 
 
 # --- examples -----------------------------------------------------------------------------------
 
 
-def test_examples_are_the_first_of_their_kind():
-    correct = {
+def test_examples_are_the_first_of_their_kind() -> None:
+    answers = {
         "teacher": [1, 1, 0, 0, 1],
         "clip": [1, 1, 0, 1, 0],
         "fused": [1, 1, 0, 1, 0],
         "kd": [1, 1, 0, 0, 1],
         "L": [1, 1, 0, 1, 1],
     }
-    correct = {model: np.array(values, bool) for model, values in correct.items()}
-    assert report.choose_examples(correct, "L", "kd") == [
+    correct = {model: np.array(values, bool) for model, values in answers.items()}
+    shown = Shown("L", "kd", "")
+    assert report.choose_examples(correct, shown) == [
         (0, "Every model is right", 2),
         (2, "Every model is wrong", 1),
         (3, "The teacher is wrong, the fused teacher right", 1),
         (4, "One part is right, the fused teacher wrong", 1),
     ]  # image 3 is also the only one that kd has wrong and L right
+
+
+def test_examples_compare_two_students_only_with_a_reference() -> None:
+    """Both students are right and wrong on one image each; the teachers are always right."""
+    right = np.ones(2, bool)
+    correct = dict.fromkeys(TEACHERS, right)
+    correct |= {"a": np.array([True, False]), "b": np.array([False, True])}
+    kinds = [kind for _, kind, _ in report.choose_examples(correct, Shown("a", "b", ""))]
+    assert kinds == ["The fused teacher is right, a wrong", "b is wrong, a right"]
+    kinds = [kind for _, kind, _ in report.choose_examples(correct, Shown("a", None, ""))]
+    assert kinds == ["The fused teacher is right, a wrong"]

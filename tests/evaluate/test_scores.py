@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,14 +25,16 @@ from richkd.evaluate.scores import (
     shifted_found,
     shifted_sets,
 )
-from richkd.evaluate.seeds import summarize
+from richkd.evaluate.seeds import summarize, write_training
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 @quick
 @given(st.integers(1, 40), st.integers(3, 9), st.data())
-def test_hit_rate_is_sklearns_top_k_accuracy(samples, classes, data):
+def test_hit_rate_is_sklearns_top_k_accuracy(
+    samples: int, classes: int, data: st.DataObject
+) -> None:
     top = data.draw(st.integers(1, classes - 1))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     logits, labels = rng.normal(size=(samples, classes)), rng.integers(classes, size=samples)
@@ -42,13 +45,15 @@ def test_hit_rate_is_sklearns_top_k_accuracy(samples, classes, data):
 
 @quick
 @given(st.integers(1, 40), st.integers(2, 9), st.data())
-def test_accuracy_among_all_classes_is_top_1(samples, classes, data):
+def test_accuracy_among_all_classes_is_top_1(
+    samples: int, classes: int, data: st.DataObject
+) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     logits, labels = rng.normal(size=(samples, classes)), rng.integers(classes, size=samples)
     assert accuracy_among(logits, labels, range(classes)) == hit_rate(logits, labels, 1)
 
 
-def test_accuracy_among_some_classes_by_hand():
+def test_accuracy_among_some_classes_by_hand() -> None:
     logits = np.array([[9, 1, 2, 3], [9, 3, 2, 1], [0, 1, 2, 9], [0, 5, 9, 4.0]])
     labels = np.array([3, 3, 1, 1])
     # Of classes 1 and 3 the largest are 3, 1, 3, 1: class 0 and 2 do not compete.
@@ -60,14 +65,14 @@ def test_accuracy_among_some_classes_by_hand():
 # --- mean corruption error ----------------------------------------------------------------------
 
 
-def test_alexnets_errors_are_the_published_ones(shared):
+def test_alexnets_errors_are_the_published_ones(shared: Path) -> None:
     text = (shared / "imagenet-c.md").read_text()
     said = text[text.index("AlexNet's mean error") :].split("\n")[0]
     numbers = {name: float(x) for name, x in re.findall(r"([a-z]+_?[a-z]*) (\.\d+)", said)}
     assert ALEXNET == numbers and set(ALEXNET) == set(corruptions.BENCHMARK)
 
 
-def test_mean_corruption_error_by_hand():
+def test_mean_corruption_error_by_hand() -> None:
     assert mce(ALEXNET) == pytest.approx(1)
     halved = {name: error / 2 for name, error in ALEXNET.items()}
     assert mce(halved) == pytest.approx(0.5)
@@ -80,22 +85,22 @@ def test_mean_corruption_error_by_hand():
 
 
 @pytest.mark.parametrize("missing", ["fog", "jpeg_compression"])
-def test_without_all_corruptions_there_is_none(missing):
+def test_without_all_corruptions_there_is_none(missing: str) -> None:
     assert mce({name: 0.5 for name in ALEXNET if name != missing}) is None
     assert mce({}) is None
 
 
-# --- what there is ------------------------------------------------------------------------------
+# --- which images were found ---------------------------------------------------------------------
 
 
-def test_skipped_corruptions_are_none(here):
+def test_skipped_corruptions_are_none(here: Path) -> None:
     assert corrupted_sets(["fog", "snow"]) == ["fog", "snow"]
     with replacing(CORRUPTED / "skipped.txt") as part:
         part.write_text("nothing is at x\n")
     assert corrupted_sets(["fog", "snow"]) == []
 
 
-def test_shifted_sets_that_were_found(here):
+def test_shifted_sets_that_were_found(here: Path) -> None:
     sets = {
         "a": {"skipped": "nothing is at a"},
         "b": {"images": 3, "classes": [0]},
@@ -110,18 +115,19 @@ def test_shifted_sets_that_were_found(here):
 
 
 @pytest.fixture
-def there(here):
+def no_shifted_sets(here: Path) -> Path:
     """The working folder of an experiment without further test sets."""
     write_json(SHIFTED / "sets.json", {})
     return here
 
 
-def one_hot(answers, classes):
+def one_hot(answers: np.ndarray, classes: int) -> np.ndarray:
     """Logits whose largest is the answer, in front of the classes in their order."""
-    return np.eye(classes)[answers] * 10 - np.arange(classes)
+    logits: np.ndarray = np.eye(classes)[answers] * 10 - np.arange(classes)
+    return logits
 
 
-def test_score_writes_accuracies_by_run_corruption_and_severity(there):
+def test_score_writes_accuracies_by_run_corruption_and_severity(no_shifted_sets: Path) -> None:
     labels = np.array([0, 1, 2, 6])
     # Run 0 is right on three of the clean images, run 1 on two.
     clean = one_hot(np.array([[0, 1, 2, 5], [0, 1, 0, 0]]), 7)
@@ -132,7 +138,7 @@ def test_score_writes_accuracies_by_run_corruption_and_severity(there):
     write_array("predictions/x/corrupted.npy", one_hot(answers, 7).astype(np.float16))
     score("x", labels, ["snow", "fog"], [1, 3, 5])
 
-    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
     assert list(metrics) == ["top1", "top5", "corrupted_top1"]
     assert metrics["top1"] == {
         "mean": 0.625, "sd": pytest.approx(math.sqrt(2) / 8), "run0": 0.75, "run1": 0.5,
@@ -142,35 +148,35 @@ def test_score_writes_accuracies_by_run_corruption_and_severity(there):
     assert metrics["corrupted_top1"]["run0"] == pytest.approx((5 * 0.25 + 1) / 6)
     assert metrics["corrupted_top1"]["run1"] == pytest.approx(5 * 0.25 / 6)
 
-    table = pd.read_csv(there / "metrics/evaluate/x.csv")
+    table = pd.read_csv(no_shifted_sets / "metrics/evaluate/x.csv")
     assert list(table) == ["corruption", "severity", "accuracy"]
-    assert list(zip(table.corruption, table.severity)) == [
+    assert list(zip(table.corruption, table.severity, strict=True)) == [
         (name, severity) for name in ("snow", "fog") for severity in (1, 3, 5)
     ]
     assert table.accuracy.tolist() == [0.125, 0.25, 0.25, 0.25, 0.25, 0.625]
 
 
-def test_fewer_than_five_classes_are_all_among_the_top_five(there):
+def test_fewer_than_five_classes_are_all_among_the_top_five(no_shifted_sets: Path) -> None:
     labels = np.array([2, 1, 0])
     write_array("predictions/x/test.npy", one_hot(np.array([[0, 0, 0]]), 3))
     write_array("predictions/x/corrupted.npy", one_hot(np.zeros((1, 1, 1, 3), int), 3))
     score("x", labels, ["fog"], [1])
-    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
     assert metrics["top5"] == {"mean": 1.0, "run0": 1.0}
     assert metrics["top1"]["mean"] == pytest.approx(1 / 3)
 
 
-def test_without_corrupted_images_there_are_no_figures_of_them(there):
+def test_without_corrupted_images_there_are_no_figures_of_them(no_shifted_sets: Path) -> None:
     write_array("predictions/x/test.npy", one_hot(np.array([[0, 1, 1, 1]]), 3))
     write_array("predictions/x/corrupted.npy", np.empty((1, 0, 2, 4, 3), np.float16))
     score("x", np.array([0, 1, 2, 2]), [], [1, 3], imagenet=True)
-    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
     assert metrics == {"top1": {"mean": 0.5, "run0": 0.5}, "top5": {"mean": 1.0, "run0": 1.0}}
-    table = pd.read_csv(there / "metrics/evaluate/x.csv")
+    table = pd.read_csv(no_shifted_sets / "metrics/evaluate/x.csv")
     assert list(table) == ["corruption", "severity", "accuracy"] and table.empty
 
 
-def test_shifted_sets_are_scored_among_their_classes(there):
+def test_shifted_sets_are_scored_among_their_classes(no_shifted_sets: Path) -> None:
     """Each run; a set that was skipped has no figure."""
     write_json(
         SHIFTED / "sets.json",
@@ -192,7 +198,7 @@ def test_shifted_sets_are_scored_among_their_classes(there):
     # Where class 0 is the answer, 1 comes second: right for two of four.
     write_array("predictions/x/shifted/r.npy", one_hot(np.array([[0, 0, 0, 0], [0, 0, 0, 2]]), 3))
     score("x", np.array([0]), [], [1])
-    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
+    metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
     assert list(metrics) == ["top1", "top5", "shifted_v2", "shifted_r"]
     assert (
         metrics["shifted_v2"]["run0"] == pytest.approx(2 / 3) and metrics["shifted_v2"]["run1"] == 1
@@ -201,7 +207,7 @@ def test_shifted_sets_are_scored_among_their_classes(there):
 
 
 @pytest.mark.parametrize(
-    ("names", "severities", "imagenet", "there_is"),
+    ("names", "severities", "imagenet", "has_mce"),
     [
         (list(ALEXNET), [1, 2, 3, 4, 5], True, True),
         (list(ALEXNET)[::-1], [5, 3, 1, 2, 4], True, True),
@@ -212,8 +218,8 @@ def test_shifted_sets_are_scored_among_their_classes(there):
     ids=["all", "in another order", "of other images", "some severities", "some corruptions"],
 )
 def test_mean_corruption_error_of_the_whole_benchmark_alone(
-    there, names, severities, imagenet, there_is
-):
+    no_shifted_sets: Path, names: list[str], severities: list[int], imagenet: bool, has_mce: bool
+) -> None:
     labels = np.zeros(4, int)
     answers = np.zeros((2, len(names), len(severities), 4), int)
     answers[0, names.index("fog"), :, :2] = 1  # run 0 errs on half of the foggy images
@@ -221,15 +227,15 @@ def test_mean_corruption_error_of_the_whole_benchmark_alone(
     write_array("predictions/x/test.npy", one_hot(np.zeros((2, 4), int), 3))
     write_array("predictions/x/corrupted.npy", one_hot(answers, 3).astype(np.float16))
     score("x", labels, names, severities, imagenet)
-    metrics = json.loads((there / "metrics/evaluate/x.json").read_text())
-    assert ("mce" in metrics) == there_is
-    if there_is:
+    metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
+    assert ("mce" in metrics) == has_mce
+    if has_mce:
         assert metrics["mce"]["run0"] == pytest.approx(0.5 / ALEXNET["fog"] / 15)
         expected = np.mean([1 / len(severities) / error for error in ALEXNET.values()])
         assert metrics["mce"]["run1"] == pytest.approx(expected)
 
 
-def test_missing_predictions_are_named(here):
+def test_missing_predictions_are_named(here: Path) -> None:
     with pytest.raises(FileNotFoundError, match="predictions/x/test.npy"):
         score("x", np.array([0]), ["fog"], [1])
     assert not (here / "metrics").exists()
@@ -238,7 +244,7 @@ def test_missing_predictions_are_named(here):
 # --- summaries ----------------------------------------------------------------------------------
 
 
-def test_summaries_by_hand():
+def test_summaries_by_hand() -> None:
     values = {"seed0": 1.0, "seed1": 2.0, "seed4": 6.0}
     results = {seed: {"a": value, "b": 5.0} for seed, value in values.items()}
     assert summarize(results) == {
@@ -247,5 +253,19 @@ def test_summaries_by_hand():
     }
 
 
-def test_one_seed_has_no_deviation():
+def test_one_seed_has_no_deviation() -> None:
     assert summarize({"seed0": {"a": 0.5}}) == {"a": {"mean": 0.5, "seed0": 0.5}}
+
+
+def test_training_results_have_the_columns_that_plots_need(here: Path) -> None:
+    results = {"seed0": {"train_accuracy": 0.5}, "seed1": {"train_accuracy": 0.7}}
+    curves = pd.DataFrame({"epoch": [1, 1], "ce": [2.0, 3.0], "seed": [0, 1]})
+    write_training("x", results, curves)
+    assert json.loads((here / "metrics/train/x.json").read_text()) == summarize(results)
+    written = pd.read_csv(here / "metrics/curves/x.csv")
+    assert list(written) == ["epoch", "ce", "seed", "validation_accuracy"]
+    assert written.ce.tolist() == [2.0, 3.0] and written.validation_accuracy.isna().all()
+    write_training("ready_made", {"seed0": {}}, pd.DataFrame())
+    assert list(pd.read_csv(here / "metrics/curves/ready_made.csv")) == [
+        "epoch", "validation_accuracy", "seed",
+    ]  # fmt: skip
