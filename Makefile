@@ -1,15 +1,29 @@
-# `make repro` runs the whole pipeline, `make test` the tests; both install what is missing first.
+# `make repro` runs the whole pipeline, `make test` the tests; all install what is missing first.
 
 PYTHON ?= python3
 WITH_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: repro test check bench
+# Two processes; tests/conftest.py gives each one thread. A file's tests stay in one process.
+PYTEST = $(WITH_VENV) python -m pytest -n 2 --dist loadfile
+
+.PHONY: repro lint test test-slow check bench
 repro: .venv/installed
 	$(WITH_VENV) dvc repro
 	@echo "The report: $(CURDIR)/report/index.html"
 
+# The format, the usual mistakes, the types; .pre-commit-config.yaml has the same.
+lint: .venv/installed
+	$(WITH_VENV) ruff format --check
+	$(WITH_VENV) ruff check
+	$(WITH_VENV) mypy
+
+# All but the tests that take more than 15 seconds.
 test: .venv/installed
-	$(WITH_VENV) python -m pytest
+	$(PYTEST) -m "not slow"
+
+# Those: the pipeline itself, swept, killed, in two processes.
+test-slow: .venv/installed
+	$(PYTEST) -m slow
 
 # Are dvc.lock and metrics/ those of this code and these params? Needs no data.
 check: .venv/installed

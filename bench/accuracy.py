@@ -18,48 +18,56 @@ from bench.common import report
 from bench.overhead import clone, command
 
 SEEDS = (0, 1, 2, 3, 4)
+# A parameter and its other value; `{}` is the variant that is trained.
 TRICKS = {
-    "bf16": ("runtime", "precision", "bf16"),
-    "shared negatives": ("crd", "negatives", "shared"),
+    "bf16": ("runtime.precision", "bf16"),
+    "shared negatives": ("distill.variants.{}.crd.negatives", "shared"),
 }
 
 
 def main(*, variants: Sequence[str] = ("F", "LF"), seeds: Sequence[int] = SEEDS) -> None:
-    rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        clone(Path(folder))
+    rows: dict[str, Mapping[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clone(folder)
         for variant in variants:
             plain = train(folder, variant, seeds)
             rows[variant] = describe(plain)
-            for name, trick in TRICKS.items():
-                changed = train(folder, variant, seeds, trick)
-                rows[f"{variant}, {name}"] = describe(changed) | compare(changed, plain)
+            for trick, (key, value) in TRICKS.items():
+                changed = train(folder, variant, seeds, {key.format(variant): value})
+                rows[f"{variant}, {trick}"] = {**describe(changed), **compare(changed, plain)}
     report("accuracy", rows, data_set="digits", seeds=len(seeds), figures="validation accuracy, %")
 
 
 def train(
-    folder: str, variant: str, seeds: Sequence[int], trick: tuple[str, str, object] | None = None
+    folder: Path, variant: str, seeds: Sequence[int], changes: Mapping[str, str] | None = None
 ) -> list[float]:
-    """Validation accuracy of a student a seed, in percent."""
-    path, yaml = Path(folder) / "params.yaml", YAML()
+    """The validation accuracy of one student a seed, in percent.
+
+    `changes` are parameters by their full names, with the values that they have for this training.
+    """
+    path, yaml = folder / "params.yaml", YAML()
     before = path.read_text()
     params = yaml.load(before)
     params["distill"]["seeds"] = list(seeds)
-    if trick:
-        section, key, value = trick
-        params[section][key] = value
+    for key, value in (changes or {}).items():
+        *sections, name = key.split(".")
+        section = params
+        for part in sections:
+            section = section[part]
+        section[name] = value
     yaml.dump(params, path)
     command(folder, sys.executable, "-m", "stages.distill", variant)
     path.write_text(before)
-    metrics = json.loads((Path(folder) / f"metrics/train/{variant}.json").read_text())
+    metrics = json.loads((folder / f"metrics/train/{variant}.json").read_text())
     return [100 * metrics["validation_accuracy"][f"seed{seed}"] for seed in seeds]
 
 
-def describe(values: Sequence[float]) -> Mapping[str, float]:
+def describe(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
 
 
-def compare(changed: Sequence[float], plain: Sequence[float]) -> Mapping[str, float]:
+def compare(changed: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
     """The mean difference, seed by seed, and its standard error."""
     differences = [a - b for a, b in zip(changed, plain)]
     error = statistics.stdev(differences) / len(differences) ** 0.5

@@ -1,25 +1,42 @@
-"""What every benchmark does: time cases in turn, print a table, write it with what it ran on."""
+"""What every benchmark does: time cases in turn, print a table, write the table to a file.
+
+A case is a function without arguments. The file also says what was measured, and on which machine.
+"""
 
 import ctypes
 import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from richkd.base.files import write_json
 from richkd.weights import provenance
 
-Case = Callable[[], Any]
+Case = Callable[[], object]
+Rows = Mapping[str, Mapping[str, float]]
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
-PAGE_MIB = 2**-8  # the least that peak_memory can tell from nothing
+PAGE_MIB = 2**-8  # one page of memory: peak_memory cannot see less
+
+
+class Sizes(NamedTuple):
+    """The sizes of a training step with CRD."""
+
+    samples: int  # training images; a bank has a row for each
+    batch_size: int
+    classes: int
+    negatives: int
+    dim: int  # length of an embedding
+
+
+CIFAR100 = Sizes(samples=50_000, batch_size=64, classes=100, negatives=16_384, dim=128)
 
 
 def alternate(cases: Mapping[str, Case], repeats: int = 7) -> dict[str, list[float]]:
@@ -37,6 +54,7 @@ def alternate(cases: Mapping[str, Case], repeats: int = 7) -> dict[str, list[flo
 
 
 def seconds(case: Case) -> float:
+    """Seconds that one call of `case` takes."""
     synchronize()
     start = time.perf_counter()
     case()
@@ -45,26 +63,28 @@ def seconds(case: Case) -> float:
 
 
 def synchronize() -> None:
+    """Wait until a GPU has done all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def spread(name: str, values: list[float]) -> dict[str, float]:
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest, as columns of a table."""
     return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
-def speedup(plain: list[float], ours: list[float]) -> dict[str, float]:
-    """How many times as fast ours is: the ratio of the medians, and the spread over the rounds."""
+def speedup(plain: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """How many times as fast ours is: the ratio of the medians, and its range over the rounds."""
     rounds = [a / b for a, b in zip(plain, ours)]
     ratio = statistics.median(plain) / statistics.median(ours)
     return {"ratio": ratio, "ratio_min": min(rounds), "ratio_max": max(rounds)}
 
 
 def peak_memory(case: Case) -> float:
-    """MiB that a second call of `case` takes at its peak beyond what is held before it.
+    """MiB that a second call of `case` takes at its peak, beyond the memory in use before the call.
 
-    What the process keeps resident on a CPU (Linux and glibc only), what torch allocates on CUDA.
+    On CUDA it is the memory that torch allocates. On a CPU it is the resident memory of the
+    process, which needs Linux and glibc.
     """
     case()
     if torch.cuda.is_available():
@@ -74,7 +94,7 @@ def peak_memory(case: Case) -> float:
         case()
         synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    # Freed blocks that the allocator keeps would hide as much of the peak.
+    # Freed blocks that the allocator keeps would hide a part of the peak.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _resident("VmRSS")
@@ -83,14 +103,17 @@ def peak_memory(case: Case) -> float:
 
 
 def _resident(field: str) -> int:
+    """Bytes of a field of /proc/self/status."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", status)
+    return int(kilobytes) * 1024
 
 
-def report(name: str, rows: Mapping[str, Mapping[str, float]], **facts: Any) -> None:
-    """Print `rows`, a name and its numbers each, and write them to `metrics/bench/<name>.json`.
+def report(name: str, rows: Rows, **facts: Any) -> None:
+    """Print `rows`, a name and its numbers each, and write them to `<folder()>/<name>.json`.
 
-    On CUDA to `metrics/bench/gpu`. The file says too what was measured (`facts`) and on what, when and at which commit.
+    The file also has `facts`, the sizes and settings that were measured, and the machine, the date
+    and the commit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = provenance(device) | {"processor": _processor()}
@@ -105,10 +128,11 @@ def report(name: str, rows: Mapping[str, Mapping[str, float]], **facts: Any) -> 
 
 
 def folder() -> str:
+    """Where the files of this machine's benchmarks go."""
     return "metrics/bench/gpu" if torch.cuda.is_available() else "metrics/bench"
 
 
-def _table(name: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+def _table(name: str, rows: Rows) -> str:
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [[name, *columns]]
     for row, values in rows.items():
@@ -126,17 +150,16 @@ def _number(value: float) -> str:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    found = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return found[1] if found else "unknown"
 
 
 def _commit() -> str:
-    """With `-dirty` where code has changed since."""
+    """The commit, with `-dirty` where the code has changes that are not committed."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", "bench", "richkd")

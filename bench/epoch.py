@@ -2,74 +2,85 @@
 
 resnet8x4 under tables of a resnet32x4 in all 162 views, on 50,000 random images; then LF with one
 thing changed, several students side by side, and the teacher itself under cross entropy. A repeat
-is a `share` of an epoch. For a GPU: `python -m bench.epoch`, or bench/gpu.sh for all.
+is a `share` of an epoch. For a GPU: `python -m bench.epoch`, or bench/gpu.sh for all benchmarks.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from bench.common import alternate, report, spread
-from bench.protocol import Protocol, stepper
-from richkd.engine import start
+from bench.common import CIFAR100, Sizes, alternate, report, spread
+from bench.protocol import NETWORKS, TERMS, Networks, Protocol, stepper
+from richkd import models
+from richkd.engine import pick_device
+from richkd.train.fit import Run
 
 EPOCHS = 240
-LF = {
+Changes = Mapping[str, Mapping[str, Any]]
+CHANGES: Changes = {
     "eager": {"step": "eager"},
     "compile": {"step": "compile"},
     "bf16": {"precision": "bf16"},
     "compile, bf16": {"step": "compile", "precision": "bf16"},
-    "shared negatives": {"shared": True},
+    "shared negatives": {"negatives": "shared"},
 }
 
 
 def main(
     *,
-    teacher: str = "resnet32x4",
-    student: str = "resnet8x4",
-    teacher_dim: int = 256,
-    samples: int = 50_000,
-    negatives: int = 16_384,
-    dim: int = 128,
-    batch_size: int = 64,
+    sizes: Sizes = CIFAR100,
+    networks: Networks = NETWORKS,
     share: float = 0.2,
-    beside: tuple[int, ...] = (2, 3, 5),
-    changes: dict[str, dict[str, object]] = LF,
+    beside: Sequence[int] = (2, 3, 5),
+    changes: Changes = CHANGES,
     repeats: int = 7,
 ) -> None:
     """`beside` are numbers of students trained side by side; their time is that of one of them."""
-    device = start()
-    protocol = Protocol(
-        # Whole batches alone, so that nothing is compiled or captured inside a timed repeat.
-        samples=samples, held=samples // batch_size * batch_size, negatives=negatives, dim=dim, batch_size=batch_size,
-        teacher_dim=teacher_dim, device=device,
-    )  # fmt: skip
-    runs = {name: [protocol.run(student, name)] for name in ("ce", "kd", "L", "F", "LF")}
-    for name, how in changes.items():
-        runs[f"LF, {name}"] = [protocol.run(student, "LF", **how)]
+    device = pick_device()
+    # Whole batches alone, so that nothing is compiled or captured inside a timed repeat.
+    images = sizes.samples // sizes.batch_size * sizes.batch_size
+    teacher_dim = cast(int, models.create(networks.teacher, sizes.classes).feature_dim)
+    protocol = Protocol(sizes, images, teacher_dim, device)
+    runs = all_runs(protocol, networks, beside, changes)
+
+    epoch = math.ceil(sizes.samples / sizes.batch_size)
+    steps = max(1, round(share * epoch))
+    times = alternate({name: stepper(each, steps) for name, each in runs.items()}, repeats)
+    rows = {}
+    for name, each in times.items():
+        seconds = spread("s_per_epoch", [t * epoch / steps / len(runs[name]) for t in each])
+        rows[name] = {
+            **seconds,
+            f"min_per_{EPOCHS}": EPOCHS * seconds["s_per_epoch"] / 60,
+            "images_per_s": sizes.samples / seconds["s_per_epoch"],
+        }
+    report(
+        "epoch",
+        rows,
+        goal=f"{EPOCHS} epochs on an H200: LF in at most 5 minutes, the teacher in at most 10",
+        **networks._asdict(),
+        **sizes._asdict(),
+        steps_a_repeat=steps,
+        steps_an_epoch=epoch,
+        repeats=repeats,
+    )
+
+
+def all_runs(
+    protocol: Protocol, networks: Networks, beside: Sequence[int], changes: Changes
+) -> dict[str, list[Run]]:
+    """By the name of a row, the runs that are trained side by side."""
+    student = networks.student
+    runs = {variant: [protocol.run(student, variant)] for variant in TERMS}
+    for name, change in changes.items():
+        runs[f"LF, {name}"] = [protocol.run(student, "LF", **change)]
     for count in beside:
         runs[f"LF, {count} side by side"] = [
             protocol.run(student, "LF", seed=seed) for seed in range(count)
         ]
     for precision in ("fp32", "bf16"):
-        runs[f"teacher, {precision}"] = [protocol.run(teacher, "ce", precision=precision)]
-
-    epoch = math.ceil(samples / batch_size)
-    steps = max(1, round(share * epoch))
-    times = alternate({name: stepper(each, steps) for name, each in runs.items()}, repeats)
-    rows = {}
-    for name, each in times.items():
-        seconds = [t * epoch / steps / len(runs[name]) for t in each]
-        rows[name] = {
-            **spread("s_per_epoch", seconds),
-            f"min_per_{EPOCHS}": EPOCHS * spread("s", seconds)["s"] / 60,
-            "images_per_s": samples / spread("s", seconds)["s"],
-        }
-    report(
-        "epoch",
-        rows,
-        goal=f"on an H200, {EPOCHS} epochs of LF in at most 5 minutes, of the teacher in at most 10",
-        teacher=teacher, student=student, samples=samples, negatives=negatives, dim=dim,
-        batch_size=batch_size, steps_a_repeat=steps, steps_an_epoch=epoch, repeats=repeats,
-    )  # fmt: skip
+        runs[f"teacher, {precision}"] = [protocol.run(networks.teacher, "ce", precision=precision)]
+    return runs
 
 
 if __name__ == "__main__":

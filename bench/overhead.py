@@ -1,7 +1,7 @@
-"""What DVC costs on `digits`: `dvc repro` with nothing to do, and a sweep's step over alpha.
+"""What DVC costs on `digits`: `dvc repro` with nothing to do, and one step of a sweep over alpha.
 
-Runs in a temporary clone of the working tree with its outputs; the run cache stays behind, so that
-an alpha tried before runs again.
+Runs in a temporary clone of the working tree with its outputs. The clone has no run cache, so that
+an alpha that was tried before runs again. Run it: `python -m bench.overhead`.
 """
 
 import os
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from bench.common import ROOT, report, spread
@@ -23,7 +23,7 @@ START, CHECKS = "dvc: start", "dvc: the rest"
 
 
 def main(*, repeats: int = 3, alpha: float = 0.5) -> None:
-    """Exits with a line where the outputs are not those of this tree, or of another data set."""
+    """Exits with a line for another data set, and for outputs that are missing or out of date."""
     p = params.load("dataset", "fusion.alpha", path=ROOT / "params.yaml")
     if p.dataset.name != "digits":
         sys.exit(f"params.yaml has {p.dataset.name}: this measures digits")
@@ -40,8 +40,8 @@ def main(*, repeats: int = 3, alpha: float = 0.5) -> None:
     rows = {}
     for part in (START, CHECKS):
         rows[f"no-op {part}"] = spread("seconds", [run[part] for run in nothing])
-    rows["no-op in all"] = spread("seconds", [run.total() for run in nothing])
-    for part, seconds in {**change, "in all": change.total()}.items():
+    rows["no-op in all"] = spread("seconds", [sum(run.values()) for run in nothing])
+    for part, seconds in {**change, "in all": sum(change.values())}.items():
         rows[f"alpha {part}"] = {"seconds": seconds}
     change_of = f"fusion.alpha {p.fusion.alpha} to {alpha}, dvc exp run"
     report("overhead", rows, data_set="digits", change=change_of, repeats_of_no_op=repeats)
@@ -66,11 +66,12 @@ def clone(to: Path) -> None:
 
 
 def command(folder: Path | str, *words: str) -> str:
+    """What the command prints; exits with it where the command fails."""
     return "".join(line for _, line in timed(folder, *words))
 
 
 def timed(folder: Path | str, *words: str) -> list[tuple[float, str]]:
-    """Every line that the command printed, with the seconds since its start; the last is its end."""
+    """Each line that the command prints, with the seconds since its start; the last is its end."""
     start = time.perf_counter()
     with subprocess.Popen(
         words,
@@ -80,16 +81,16 @@ def timed(folder: Path | str, *words: str) -> list[tuple[float, str]]:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        lines = [(time.perf_counter() - start, line) for line in process.stdout]
+        lines = [(time.perf_counter() - start, line) for line in process.stdout or ()]
     lines.append((time.perf_counter() - start, ""))
     if process.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{''.join(line for _, line in lines)}")
     return lines
 
 
-def by_stage(folder: Path | str, *words: str) -> Counter[str]:
-    """Seconds of each stage that ran, with its lock entry, and of what dvc does besides."""
-    seconds: Counter[str] = Counter()
+def by_stage(folder: Path | str, *words: str) -> dict[str, float]:
+    """Seconds of each stage that ran, its lock entry included, and of all else that DVC does."""
+    seconds: dict[str, float] = defaultdict(float)
     running, last = START, 0.0
     for now, line in timed(folder, *words):
         seconds[running] += now - last

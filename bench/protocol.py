@@ -1,121 +1,151 @@
-"""Training as preset cifar100 has it, on random images and random tables of its shapes."""
+"""Training as preset cifar100 has it, on random images and random tables of the preset's shapes."""
 
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from bench.common import Case
+from bench.common import Case, Sizes
 from richkd import models
+from richkd.base.resume import Checkpoint
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
-from richkd.data.views import Views
-from richkd.losses import ContrastiveMemory
-from richkd.params import Runtime, Training
-from richkd.teachers.lookup import Table
-from richkd.train.fit import Run
-from richkd.train.objective import Objective
-from richkd.train.terms import FusedContrast, LogitDistillation, fused_logits
+from richkd.data.views import Preprocessing, Views
+from richkd.params import Ce, Crd, Kd, Runtime, Term, Training
+from richkd.teachers.fused import Fused
+from richkd.teachers.fusion import Recipe
+from richkd.teachers.table import Table
+from richkd.train.fit import Plan, Run, Sources
+from richkd.train.terms import make_objective
 
 MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]  # CIFAR-100's
-SIDE, PAD, CLASSES, CLIP_DIM = 32, 4, 100, 768
-CE_WEIGHT, LOGIT_WEIGHT, FEATURE_WEIGHT = 1.0, 3.0, 0.8
-TEMPERATURE, ALPHA, LAM, CRD_TEMPERATURE, CRD_MOMENTUM = 3.0, 0.7, 0.7, 0.07, 0.5
+PREPROCESSING = Preprocessing(MEAN, STD)
+SIDE, PAD, CLIP_DIM = 32, 4, 768
+ALPHA, LAM = 0.7, 0.7
+KD = Kd(weight=3.0, temperature=3.0)
+TERMS = {"ce": (), "kd": ("kd",), "L": ("kd",), "F": ("crd",), "LF": ("kd", "crd")}  # beside ce
+Negatives = Literal["auto", "per_sample", "shared"]
 ENDLESS = 1_000_000  # epochs
-RUNTIME = {
-    "device": "auto", "precision": "fp32", "deterministic": False, "step": "auto", "seeds_at_once": 1
-}  # fmt: skip
+RUNTIME = Runtime(
+    device="auto", precision="fp32", deterministic=False, step="auto", seeds_at_once=1
+)
 
 
-class NoCheckpoint:
-    """Saving is what a run does once an epoch, whose steps are few here."""
+class Networks(NamedTuple):
+    """The architectures of teacher and student."""
+
+    teacher: str
+    student: str
+
+
+NETWORKS = Networks("resnet32x4", "resnet8x4")
+
+
+class NoCheckpoint(Checkpoint):
+    """A run saves its state at the end of each epoch. A benchmark does without that."""
+
+    def __init__(self) -> None:
+        super().__init__("bench", "")
 
     def load(self, device: torch.device) -> None:
         return None
 
-    def save(self, **state: object) -> None:
+    def save(self, **state: Any) -> None:
         pass
 
 
 class Protocol:
-    """The data of `held` images, with CRD banks and labels for all `samples`, and the tables."""
+    """Random images, and what training on them needs: views, labels and the teachers' tables.
 
-    def __init__(
-        self,
-        *,
-        samples: int,
-        held: int,
-        negatives: int,
-        dim: int,
-        batch_size: int,
-        teacher_dim: int,
-        device: torch.device,
-    ):
+    There are `images` images; labels and CRD's banks have `sizes.samples` rows, as for the whole
+    training set. The teacher's table has all views and features of length `teacher_dim`, CLIP's has
+    the centre view.
+    """
+
+    def __init__(self, sizes: Sizes, images: int, teacher_dim: int, device: torch.device):
         torch.manual_seed(0)
-        self.labels = torch.randint(CLASSES, (samples,))
-        self.negatives, self.dim, self.batch_size = negatives, dim, batch_size
-        pixels = torch.randint(256, (held, SIDE, SIDE, 3), dtype=torch.uint8)
-        self.split = Split(pixels.numpy(), self.labels[:held].numpy())
-        self.data = ResidentSet(self.split, MEAN, STD, Views(SIDE, SIDE, PAD, True), device)
+        self.sizes = sizes
+        self.labels = torch.randint(sizes.classes, (sizes.samples,))
+        self.split = random_images(self.labels[:images])
+        self.data = ResidentSet(self.split, PREPROCESSING, Views(SIDE, SIDE, PAD, True), device)
+        self.teacher = self._table(len(self.data.views), teacher_dim)
+        self.clip = self._table(1, CLIP_DIM)
+        recipe = Recipe(ALPHA, LAM, {"teacher": 1.0, "clip": 1.0}, {})
+        self.fused = Fused(recipe, self.teacher, self.clip)
 
-        def table(views: int, feature_dim: int) -> Table:
-            kind = {"dtype": torch.float16, "device": device}
-            return Table(*(torch.randn(views, held, d, **kind) for d in (CLASSES, feature_dim)))
-
-        self.teacher, self.clip = table(len(self.data.views), teacher_dim), table(1, CLIP_DIM)
-
-    def objective(self, variant: str, model: nn.Module, shared: bool | None = None) -> Objective:
-        """That of `variant`, on the device of the data."""
-        terms = {}
-        if variant in ("kd", "L", "LF"):
-            fused = fused_logits(self.teacher, self.clip, ALPHA)
-            logits = self.teacher.logits if variant == "kd" else fused
-            terms["kd"] = (LOGIT_WEIGHT, LogitDistillation(logits, TEMPERATURE))
-        if "F" in variant:
-            memory = ContrastiveMemory(
-                len(self.labels), self.dim, self.negatives, CRD_TEMPERATURE, CRD_MOMENTUM,
-                self.labels, shared,
-            )  # fmt: skip
-            contrast = FusedContrast(model.feature_dim, self.teacher, self.clip, LAM, memory)
-            terms["crd"] = (FEATURE_WEIGHT, contrast)
-        return Objective(CE_WEIGHT, **terms).to(self.data.device)
+    def _table(self, views: int, feature_dim: int) -> Table:
+        widths = {"logits": self.sizes.classes, "features": feature_dim}
+        shape = views, len(self.data)
+        parts = {
+            name: torch.randn(*shape, width, dtype=torch.float16, device=self.data.device)
+            for name, width in widths.items()
+        }
+        return Table(parts, self.sizes.classes)
 
     def run(
-        self,
-        arch: str,
-        variant: str,
-        *,
-        seed: int = 0,
-        shared: bool | None = None,
-        **runtime: object,
+        self, arch: str, variant: str, seed: int = 0, negatives: Negatives = "auto", **runtime: Any
     ) -> Run:
-        """A run without end, not begun."""
+        """A run without end of `variant`, one of TERMS, at its start.
+
+        `negatives` is CRD's option, `runtime` are changes of RUNTIME.
+        """
         torch.manual_seed(seed)
-        model = models.create(arch, CLASSES)
-        model.to(self.data.device, memory_format=torch.channels_last)
+        student = models.create(arch, self.sizes.classes)
+        student.to(self.data.device).to(memory_format=torch.channels_last)
+        teacher = self.teacher if variant == "kd" else self.fused
+        terms = self._terms(variant, negatives)
         training = Training(
-            arch=arch, epochs=ENDLESS, batch_size=self.batch_size, lr=0.05, schedule="step",
-            milestones=(), momentum=0.9, weight_decay=5e-4,
-        )  # fmt: skip
-        nothing = torch.zeros(0, 3, SIDE, SIDE), self.data.labels[:0]
-        objective = self.objective(variant, model, shared)
-        how = Runtime(**RUNTIME | runtime)
-        return Run(
-            model, objective, self.data, nothing, training, seed, how, NoCheckpoint(), variant
+            arch=arch,
+            epochs=ENDLESS,
+            batch_size=self.sizes.batch_size,
+            lr=0.05,
+            schedule="step",
+            milestones=(),
+            momentum=0.9,
+            weight_decay=5e-4,
         )
+        no_validation = torch.zeros(0, 3, SIDE, SIDE), self.data.labels[:0]
+        return Run(
+            student,
+            make_objective(terms, student, teacher, self.labels).to(self.data.device),
+            Sources(self.data, no_validation, teacher),
+            Plan(training, replace(RUNTIME, **runtime), seed),
+            NoCheckpoint(),
+            variant,
+        )
+
+    def _terms(self, variant: str, negatives: Negatives) -> dict[str, Term]:
+        crd = Crd(
+            weight=0.8,
+            dim=self.sizes.dim,
+            num_negatives=self.sizes.negatives,
+            negatives=negatives,
+            temperature=0.07,
+            momentum=0.5,
+        )
+        terms: dict[str, Term] = {"ce": Ce(), "kd": KD, "crd": crd}
+        return {name: terms[name] for name in ("ce", *TERMS[variant])}
+
+
+def random_images(labels: Tensor) -> Split:
+    """Images of random bytes, one for each of `labels`, int64 (N,)."""
+    pixels = torch.randint(256, (len(labels), SIDE, SIDE, 3), dtype=torch.uint8)
+    return Split(pixels.numpy(), labels.numpy())
 
 
 def stepper(runs: Sequence[Run], steps: int) -> Case:
-    """`steps` steps of each run, in turn as `richkd.fit.fit` takes them."""
-    ahead = [(run, run.train()) for run in runs]
+    """`steps` steps of each run, taken in turn as `richkd.train.fit.fit` takes them."""
+    trainings = [(run, run.train()) for run in runs]
 
     def case() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # the bars
             for _ in range(steps):
-                for run, taken in ahead:
+                for run, training in trainings:
                     with torch.cuda.stream(run.stream):
-                        next(taken)
+                        next(training)
 
     return case

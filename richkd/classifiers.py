@@ -1,4 +1,4 @@
-"""From a record beside saved weights to a model in eval mode."""
+"""Classifiers on disk, and zero-shot CLIP: from a record to a model in eval mode, and back."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,34 +6,59 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from richkd import models
+from richkd import models, weights
 from richkd.base.files import read_json
-from richkd.data.views import Center
-from richkd.weights import load_into
+from richkd.clip.zero_shot import load_zero_shot
+from richkd.data.views import Center, Preprocessing
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode, the mean and std its input is normalised with, how files are cut for it."""
+    """A model, and what its input is normalised with and how files are cut for it."""
 
     model: nn.Module
-    mean: list[float]
-    std: list[float]
-    center: Center | None  # None where images are taken as they are
+    preprocessing: Preprocessing
 
 
 def load_classifier(path: Path | str, device: torch.device) -> Loaded:
-    """The classifier or the zero-shot CLIP saved as `path`.json and `path`.safetensors."""
+    """The classifier or the zero-shot CLIP saved as `path`.json and `path`.safetensors.
+
+    The model is in eval mode. CLIP normalises by itself: its images are pixels in [0, 1]. Raises
+    InputError if a file is damaged or the weights do not fit the record.
+    """
     record = read_json(f"{path}.json")
+    center = Center(**record["center"]) if record["center"] else None
     if record["kind"] == "clip":
-        from richkd.clip.zero_shot import load_zero_shot
-
-        model = load_zero_shot(path, record).eval().to(device)
-        return Loaded(model, [0.0] * 3, [1.0] * 3, _center(record))
+        zero_shot = load_zero_shot(path, record).eval().to(device)
+        return Loaded(zero_shot, Preprocessing([0.0] * 3, [1.0] * 3, center))
     model = models.create(record["arch"], record["num_classes"])
-    load_into(model, f"{path}.safetensors")
-    model.eval().to(device, memory_format=torch.channels_last)
-    return Loaded(model, record["mean"], record["std"], _center(record))
+    weights.load_into(model, f"{path}.safetensors")
+    model.eval().to(device).to(memory_format=torch.channels_last)
+    return Loaded(model, Preprocessing(record["mean"], record["std"], center))
 
 
-def _center(record: dict[str, Any]) -> Center | None:
-    return Center(**record["center"]) if record["center"] else None
+def save_classifier(
+    path: Path | str,
+    loaded: Loaded,
+    device: torch.device,
+    *,
+    arch: str,
+    num_classes: int,
+    **more: Any,
+) -> None:
+    """Write `path`.safetensors and `path`.json for `load_classifier`.
+
+    `more` are further entries of the record, such as params, seed and metrics. `device` is the one
+    that the record names: where the model was trained.
+    """
+    mean, std, center = loaded.preprocessing
+    record = {
+        "kind": "classifier",
+        "arch": arch,
+        "num_classes": num_classes,
+        "mean": mean,
+        "std": std,
+        "center": center and center._asdict(),
+        **more,
+        **weights.provenance(device),
+    }
+    weights.save(path, loaded.model.state_dict(), record)

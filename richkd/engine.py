@@ -1,8 +1,9 @@
-"""The device, a data set that lives on it, and inference."""
+"""The device, and running a model on images."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import psutil
 import torch
@@ -12,11 +13,29 @@ from richkd.base import distributed
 from richkd.base.errors import InputError, one_line
 
 
-def start(device: str = "auto", deterministic: bool = False) -> torch.device:
-    """The device of this process, which joins the others that torchrun started, if it did.
+class Images(Protocol):
+    """Normalised images for a model: a tensor (N, 3, H, W), or an object with these of its methods.
 
-    `auto` is CUDA where there is one. Deterministic kernels give the same bits again on the same
-    device; otherwise cuDNN picks the fastest by trying. Raises InputError for `cuda` without one.
+    `richkd.data.imagesets` has such objects for images that do not lie in memory.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, ids: Tensor | slice, /) -> "Images": ...
+    def new_zeros(self, *shape: int) -> Tensor: ...
+    def split(self, batch_size: int, /) -> Iterable[Tensor]: ...
+
+
+def pick_device(device: str = "auto", deterministic: bool = False) -> torch.device:
+    """The device of this process, and torch's settings for it.
+
+    `auto` is CUDA if there is a CUDA device, else the CPU. With `deterministic` the same device
+    gives the same bits again; without it cuDNN tries its kernels and takes the fastest. If torchrun
+    started several processes, this one joins the others (`richkd.base.distributed.join`). Raises
+    InputError for `cuda` without a CUDA device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("runtime.device is 'cuda': no CUDA device here, use auto or cpu")
@@ -26,13 +45,13 @@ def start(device: str = "auto", deterministic: bool = False) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    # Filling what is about to be written anyway would cost time and change nothing.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    return distributed.start(torch.device(device))
+    # Memory that is about to be written need not be filled before: that would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return distributed.join(torch.device(device))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken there."""
+    """The free memory of the device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
@@ -40,7 +59,10 @@ def free_memory(device: torch.device) -> int:
 
 @contextmanager
 def out_of_memory(lower: str) -> Iterator[None]:
-    """Where the device's memory runs out within, InputError names the params `lower`."""
+    """If the device's memory runs out in the block, raise InputError, which names `lower`.
+
+    `lower` says which params take less memory when they are lower.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -49,27 +71,28 @@ def out_of_memory(lower: str) -> Iterator[None]:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, images: Tensor, batch_size: int, precision: str = "fp32"
+    model: nn.Module, images: Images, batch_size: int, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and features (N, D), float32, in eval mode.
+    """Logits (N, C) and features (N, D), float32, of the model in eval mode.
 
-    `images` are normalised: a tensor (N, 3, H, W), or what `richkd.data.imagesets.for_inference` gives.
+    The model is left in the mode in which it was.
     """
     was_training = model.training
     model.eval()
-    # Some networks fail on no images at all: one tells the shapes, and none of its rows is kept.
+    # Some networks fail if there are no images. One black image then tells the widths C and D; its
+    # row is cut off below.
     inputs = images if len(images) else images.new_zeros(1, *images.shape[1:])
     outputs = []
     with autocast(images.device, precision):
         for batch in inputs.split(batch_size):
             outputs.append(model(batch.contiguous(memory_format=torch.channels_last)))
     model.train(was_training)
-    logits, features = zip(*outputs)
-    return tuple(torch.cat(parts)[: len(images)].float() for parts in (logits, features))
+    logits, features = (torch.cat(parts)[: len(images)].float() for parts in zip(*outputs))
+    return logits, features
 
 
 def predict_logits(
-    model: nn.Module, images: Tensor, batch_size: int, precision: str = "fp32"
+    model: nn.Module, images: Images, batch_size: int, precision: str = "fp32"
 ) -> Tensor:
     """The logits of `predict`, for which several processes share the batches."""
     if distributed.processes() == 1:
@@ -82,10 +105,14 @@ def predict_logits(
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which the model runs in bfloat16, if `precision` is bf16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def accuracy(logits: Tensor, labels: Tensor, top: int = 1) -> float:
-    """Share of the images whose label is among the `top` largest logits."""
+    """The share of images whose label is among the `top` largest logits.
+
+    logits (N, C); labels int64 (N,).
+    """
     hits = logits.topk(top, dim=1).indices == labels[:, None]
     return hits.any(1).double().mean().item()

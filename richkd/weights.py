@@ -1,7 +1,8 @@
-"""Trained models on disk: safetensors, and beside them a JSON that says what they are.
+"""Trained models on disk: a safetensors file, and beside it a JSON record of what the model is.
 
-The JSON holds what rebuilds the model (`kind` and its arguments, mean and std of its input) and
-where it comes from: params, versions, device, seed, fingerprint of the data, metrics.
+The record has all that is needed to build the model again (`kind` and its arguments, mean and std
+of the input), and where the model comes from: params, versions, device, seed, hashes of the data,
+metrics.
 """
 
 import platform
@@ -19,7 +20,7 @@ from richkd.base.files import replacing, write_json
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions and device, for the record beside a model."""
+    """Versions, device and number of threads, for the record beside a model."""
     cuda = device.type == "cuda"
     return {
         "versions": {
@@ -34,14 +35,17 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def save(path: Path | str, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    """Write `path`.safetensors and `path`.json."""
+    """Write the tensors to `path`.safetensors and the record to `path`.json."""
     with replacing(f"{path}.safetensors") as part:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, part)
     write_json(f"{path}.json", record)
 
 
 def paths(folder: Path | str) -> list[Path]:
-    """The models in a folder, by seed, without suffix; InputError where there is none."""
+    """The models in a folder in the order of their seeds, as paths without suffix.
+
+    Raises InputError if the folder has no model.
+    """
     found = sorted(Path(folder).glob("seed*.json"), key=lambda path: int(path.stem[4:]))
     if not found:
         raise InputError(f"{folder} holds no model")
@@ -49,19 +53,20 @@ def paths(folder: Path | str) -> list[Path]:
 
 
 def read_tensors(source: Path | str | IO[bytes]) -> dict[str, torch.Tensor]:
-    """A safetensors file, or what torch.save wrote: a state_dict, as it is or under `model`.
+    """The tensors of a safetensors file, or of a file that torch.save wrote.
 
-    An open file has a `name`. Nothing is unpickled but tensors. InputError where that is not what
-    the file holds.
+    torch.save may have written a state_dict, or a dict that has the state_dict under `model`; only
+    tensors are unpickled. An open file has a `name`, for errors. Raises InputError if the file is
+    damaged or holds something else.
     """
-    name = getattr(source, "name", source)
+    name = _name(source)
     try:
         if str(name).endswith(".safetensors"):
-            return load_file(source)
+            return load_file(name)
         found = torch.load(source, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise InputError(f"{name} is not whole: {error}") from None
-    except Exception as error:  # what torch raises depends on where the file is broken
+    except Exception as error:  # torch's error depends on where the file is damaged
         reason = one_line(error)
         raise InputError(f"{name} is no file of weights alone, or not whole: {reason}") from None
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
@@ -72,9 +77,9 @@ def read_tensors(source: Path | str | IO[bytes]) -> dict[str, torch.Tensor]:
 
 
 def load_into(model: nn.Module, source: Path | str | IO[bytes]) -> None:
-    """Fill `model` with `read_tensors(source)`.
+    """Load the weights `read_tensors(source)` into the model.
 
-    InputError names the first parameter that does not fit, and both shapes.
+    Raises InputError, which names the first parameter that does not fit, and both shapes.
     """
     found = read_tensors(source)
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -82,7 +87,11 @@ def load_into(model: nn.Module, source: Path | str | IO[bytes]) -> None:
         have = tuple(found[name].shape) if name in found else "missing"
         if have != needed.get(name, "unknown"):
             raise InputError(
-                f"{getattr(source, 'name', source)} is of another model: {name} is {have} there, "
+                f"{_name(source)} is of another model: {name} is {have} there, "
                 f"{needed.get(name, 'unknown')} here"
             )
     model.load_state_dict(found)
+
+
+def _name(source: Path | str | IO[bytes]) -> Path | str:
+    return source if isinstance(source, Path | str) else source.name

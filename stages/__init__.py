@@ -1,4 +1,4 @@
-"""One script a stage, in pipeline order; each reads its params, calls richkd, writes its outputs."""
+"""One script a stage: it reads its params, calls richkd and writes its outputs."""
 
 import os
 import shlex
@@ -29,9 +29,10 @@ def run(
 ) -> None:
     """Run a stage, with the one of `choices()` that the command line names if there are any.
 
-    Bad input is one line and exit code 1. A `parallel` stage may run under torchrun. RICHKD_PROCESSES
-    in the environment starts as many processes of it on this machine; RICHKD_LAUNCH is the command
-    that starts them in any other way, on several machines say: `torchrun --nnodes 2 …`.
+    Bad input is one line and exit code 1. A `parallel` stage may run under torchrun: with
+    RICHKD_PROCESSES in the environment the stage starts that many processes on this machine.
+    RICHKD_LAUNCH is a command that starts them in another way, on several machines for example:
+    `torchrun --nnodes 2 …`.
     """
     words = sys.argv[1:]
     try:
@@ -67,7 +68,9 @@ def run(
 
 def module() -> str:
     """What `python -m` was told to run."""
-    return sys.modules["__main__"].__spec__.name
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None  # a stage is started as `python -m stages.<name>`
+    return spec.name
 
 
 def launch(processes: int, words: list[str]) -> None:
@@ -75,7 +78,7 @@ def launch(processes: int, words: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -1,19 +1,21 @@
 """Run a teacher, `teacher` or `clip`, on the views of every training image, once and for all."""
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from richkd import classifiers, engine, params, weights
+from richkd import engine, params, weights
 from richkd.base import distributed, resume
 from richkd.base.files import read_json, write_json
+from richkd.classifiers import load_classifier
 from richkd.clip.zero_shot import ZeroShot, architecture, class_embeddings, tokenizer
 from richkd.data import imagesets
 from richkd.data.dataset import load_split
-from richkd.teachers import caching
-from richkd.teachers import lookup as cache
+from richkd.data.views import RandomResizedCrop, Views
+from richkd.teachers import caching, lookup
 from stages import run
 
 VALIDATION = "data/validation.safetensors"
@@ -21,56 +23,66 @@ VALIDATION = "data/validation.safetensors"
 
 def main(name: str) -> None:
     p = params.load(
-        "views", "runtime.device", "runtime.precision", "runtime.deterministic",
-        f"cache.{name}", "cache.top_k", "cache.batch_size",
-    )  # fmt: skip
-    device = engine.start(p.runtime.device, p.runtime.deterministic)
-    train, validation = load_split(cache.TRAIN), load_split(VALIDATION)
+        "views",
+        "runtime.device",
+        "runtime.precision",
+        "runtime.deterministic",
+        f"cache.{name}",
+        "cache.top_k",
+        "cache.batch_size",
+    )
+    device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
+    train, validation = load_split(lookup.TRAIN), load_split(VALIDATION)
     (path,) = weights.paths(f"models/{name}")
-    model, mean, std, center = classifiers.load_classifier(path, device)
-    data = imagesets.for_training(train, mean, std, p.views, center, device)
-    record = read_json(f"{path}.json")
-    more = {}
-    if name == "clip":
-        prompting = record["params"]["clip"]
-        more = {"prompt_list": prompting["prompts"], "logit_scale": prompting["logit_scale"]}
+    model, preprocessing = load_classifier(path, device)
+    data = imagesets.for_training(train, preprocessing, p.views, device)
     held = getattr(p.cache, name)
-    made_from = cache.identity(path, data.views, held, p.cache.top_k, **more)
-    view_ids = [] if held == "online" else [data.views.center]
-    if held == "all":
-        view_ids = range(len(data.views))
     key = resume.key(
         params.to_dict(p),
-        [f"{path}.safetensors", f"{path}.json", cache.TRAIN, VALIDATION, __file__],
+        [f"{path}.safetensors", f"{path}.json", lookup.TRAIN, VALIDATION, __file__],
     )
     logits, features = caching.build(
         f"cache/{name}",
         model,
-        data,
-        view_ids,
-        imagesets.for_inference(validation, mean, std, center, device),
-        p.cache.batch_size,
-        p.runtime.precision,
-        made_from,
+        caching.Inputs(
+            data,
+            held_view_ids(data.views, held),
+            imagesets.for_inference(validation, preprocessing, device),
+        ),
+        caching.Settings(p.cache.batch_size, p.runtime.precision, p.cache.top_k),
+        lookup.identity(path, data.views, held, p.cache.top_k),
         key,
-        p.cache.top_k,
     )
     if distributed.rank() > 0:
         return
     labels = torch.from_numpy(validation.labels).to(device)
-    metrics = {}
+    metrics: dict[str, Any] = {}
     if len(labels):
         metrics["validation_accuracy"] = engine.accuracy(logits, labels)
-        if name == "clip":
+        if isinstance(model, ZeroShot):
+            record = read_json(f"{path}.json")
             metrics["single_prompt_accuracy"] = single_prompts(model, record, features, labels)
     write_json(f"metrics/cache/{name}.json", metrics)
     print(f"cache/{name}: {held} views of {len(train.labels)} images, metrics/cache/{name}.json")
 
 
+def held_view_ids(views: Views | RandomResizedCrop, held: str) -> Sequence[int]:
+    """The views that the table holds: of a teacher that runs along none."""
+    if held == "online":
+        return []
+    if held == "center":
+        return [views.center]
+    assert isinstance(views, Views)  # `richkd.params` refuses to hold all of endless crops
+    return range(len(views))
+
+
 def single_prompts(
     model: ZeroShot, record: dict[str, Any], features: Tensor, labels: Tensor
 ) -> dict[str, float]:
-    """The zero-shot accuracy of each prompt on its own, and their mean: what the ensemble adds to."""
+    """The zero-shot accuracy with each prompt alone, and the mean of these accuracies.
+
+    Their distance from the accuracy with all prompts is what the ensemble of prompts adds.
+    """
     result, tokens_of = {}, tokenizer(architecture(record))
     for prompt in record["prompts"]:
         classifier = class_embeddings(model.clip, tokens_of, record["classes"], [prompt])
@@ -79,4 +91,4 @@ def single_prompts(
 
 
 if __name__ == "__main__":
-    run(main, "teacher", "clip", parallel=True)
+    run(main, choices=lambda: ["teacher", "clip"], parallel=True)

@@ -1,7 +1,8 @@
-"""Corrupt the test images, or take the published corrupted sets; a file a corruption.
+"""Corrupt the test images, or read the published corrupted sets.
 
-A file holds its severities in blocks, as CIFAR-C has them: an array, or the manifest of files that
-stay where they are. Where a path leads nowhere, the folder holds `skipped.txt` alone.
+Writes a file for each corruption, with its severities one after another, as CIFAR-C has them: an
+array, or the manifest of image files that stay where they are. If `corruptions.path` does not
+exist, only `skipped.txt` is written.
 """
 
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 from PIL import Image
 from tqdm import tqdm
@@ -17,7 +19,7 @@ from richkd import params
 from richkd.base import download
 from richkd.base.errors import InputError
 from richkd.base.files import replacing, write_array
-from richkd.data import cifar_c, imagenet_c
+from richkd.data.cifar_c import OFFICIAL, read_cifar_c
 from richkd.data.corruptions import corrupt
 from richkd.data.dataset import (
     CORRUPTED,
@@ -28,7 +30,10 @@ from richkd.data.dataset import (
     picture,
     save_split,
 )
+from richkd.data.imagenet_c import read_imagenet_c
 from stages import run
+
+Array = npt.NDArray[np.uint8]
 
 
 def main() -> None:
@@ -41,6 +46,7 @@ def main() -> None:
             part.write_text(said + "\n")
         print(f"corrupted images are skipped: {said}")
         return
+    sets: Iterator[tuple[str, Array | Manifest]]
     if p.corruptions.source == "generate":
         sets = generated(p.corruptions, p.views, test)
     else:
@@ -56,37 +62,43 @@ def main() -> None:
 
 def generated(
     p: params.GeneratedCorruptions, views: params.Views, test: Split | Manifest
-) -> Iterator[tuple[str, np.ndarray]]:
-    constants, images = "cifar", test
+) -> Iterator[tuple[str, Array]]:
+    """Each corruption's name and images, corrupted here."""
+    constants = "cifar"
     if isinstance(test, Manifest):
+        assert isinstance(views, params.ResizedCrops)  # `richkd.params` allows no others for files
         constants = "imagenet"
         size = len(p.severities) * len(test.labels) * views.size**2 * 3
         check_room(size, len(p.names) * size)
-        images = centers(test, views)
+        test = centers(test, views)
     for name in p.names:
-        blocks = [corrupt(images.images, name, x, p.seed, constants) for x in p.severities]
+        blocks = [corrupt(test.images, name, x, p.seed, constants) for x in p.severities]
         yield name, np.concatenate(blocks)
 
 
 def check_room(memory: int, disk: int) -> None:
-    """InputError where one corruption does not fit into memory, or all of them on the disk."""
+    """InputError if one corruption does not fit into memory, or all of them not on the disk.
+
+    `memory` and `disk` are their sizes in bytes.
+    """
     for needed, free, where in (
         (3 * memory, psutil.virtual_memory().available, "memory"),
         (2 * disk, shutil.disk_usage(".").free, "disk, with DVC's copy"),
     ):
         if needed > free:
             raise InputError(
-                f"corrupted test images need {needed / 1e9:,.1f} GB of {where}, {free / 1e9:,.1f} are "
-                "free: name fewer corruptions.names or severities, or set corruptions.source: path"
+                f"corrupted test images need {needed / 1e9:,.1f} GB of {where}, "
+                f"{free / 1e9:,.1f} are free: name fewer corruptions.names or severities, "
+                "or set corruptions.source: path"
             )
 
 
-def centers(test: Manifest, views: params.Views) -> Split:
-    """The middles of the test images as arrays, as ImageNet-C was made of them."""
+def centers(test: Manifest, views: params.ResizedCrops) -> Split:
+    """The centres of the test images as arrays; ImageNet-C was made from such centres."""
     images = []
     for path in tqdm(test.paths, "centers", unit="image"):
         image = picture(Path(test.root, path))
-        # Rounded as torchvision does: the middle is that of the images that are not corrupted.
+        # Rounded as torchvision does, so that corrupted and clean images show the same pixels.
         width, height = (views.resize * side // min(image.size) for side in image.size)
         left, top = round((width - views.size) / 2), round((height - views.size) / 2)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -96,11 +108,13 @@ def centers(test: Manifest, views: params.Views) -> Split:
 
 def published(
     p: params.DownloadedCorruptions | params.LocalCorruptions, test: Split | Manifest
-) -> Iterator[tuple[str, np.ndarray | Manifest]]:
+) -> Iterator[tuple[str, Array | Manifest]]:
+    """Each corruption's name and images, as published."""
     info = load_info("data/info.json")
     if isinstance(test, Manifest):
-        return imagenet_c.read(p.path, p.names, p.severities, test, info.folders)
-    official = cifar_c.OFFICIAL[info.name]
+        assert isinstance(p, params.LocalCorruptions)  # `richkd.params` allows no download
+        return read_imagenet_c(p.path, p.names, p.severities, test, info.folders)
+    official = OFFICIAL[info.name]
     if p.source == "download":
         instead = "set corruptions.source: path, and corruptions.path to a local copy"
         source = download.fetch(p.urls, official.file, official.md5, instead)
@@ -108,7 +122,7 @@ def published(
         source = Path(p.path)
         if source.is_file():
             download.verify(source, official.md5, "corruptions.path")
-    return cifar_c.read(source, p.names, p.severities, test.labels)
+    return read_cifar_c(source, p.names, p.severities, test.labels)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ def main(name: str) -> None:
     parts = parts_needed(variant.terms)
     teacher = open_teacher(variant.teacher, data.train.views, data.device, parts)
 
-    def objective(student: nn.Module, teacher: Teacher) -> Objective:
+    def objective(student: nn.Module, teacher: Teacher | None) -> Objective:
+        assert teacher is not None
         return make_objective(variant.terms, student, teacher, data.train.labels)
 
     recorded: dict[str, Any] = params.to_dict(p)
     if isinstance(teacher, Fused):
         recorded["fusion"] = teacher.recipe._asdict()
-    inputs = [__file__, *Path("cache", variant.teacher).glob("*.json")]
+    inputs: list[Path | str] = [__file__, *Path("cache", variant.teacher).glob("*.json")]
     job = Job(name, p.student, p.distill.seeds, recorded, inputs)
     train_seeds(job, data, objective, write_training, teacher)
 

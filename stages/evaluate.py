@@ -37,9 +37,7 @@ class Model:
             ]
         return torch.stack(results).cpu().numpy()
 
-    def of_split(
-        self, path: Path | str, preprocessing: Preprocessing | None = None
-    ) -> np.ndarray:
+    def of_split(self, path: Path | str, preprocessing: Preprocessing | None = None) -> np.ndarray:
         """The logits of a prepared set; `preprocessing` is the model's own unless given."""
         how = preprocessing or self.preprocessing
         return self.logits(imagesets.for_inference(load_split(path), how, self.device))
@@ -52,6 +50,7 @@ class Model:
             return self.logits(Pixels(images, self.preprocessing, self.device))
         # The files were cut before they were corrupted: they are not resized again.
         center = self.preprocessing.center
+        assert center is not None  # files always have to be cut
         cut = self.preprocessing._replace(center=center._replace(resize=center.size))
         return self.of_split(path.with_suffix(".safetensors"), cut)
 
@@ -78,7 +77,7 @@ def main(name: str) -> None:
     for number, corruption in enumerate(tqdm(names, name, unit="corruption")):
         scores = model.of_corruption(corruption)
         if first:
-            # 16 bits are finest near 0: there the largest logit goes, and probabilities stay the same.
+            # 16 bits are finest near 0: the largest logit moves there, which no softmax notices.
             scores -= scores.max(-1, keepdims=True)
             corrupted[:, number] = scores.reshape(seeds, len(severities), count, classes)
     if not first:

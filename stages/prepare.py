@@ -1,31 +1,39 @@
 """Make the data set: training, validation and test images, and captioned ones for CLIP."""
 
+from collections.abc import Mapping
+
 import numpy as np
+import numpy.typing as npt
 
 from richkd import params
-from richkd.data import cifar, digits, folder
-from richkd.data.dataset import Info, save_info, save_split
+from richkd.data.cifar import prepare_cifar
+from richkd.data.dataset import Info, Manifest, Split, save_info, save_split
+from richkd.data.digits import prepare_digits
+from richkd.data.folder import prepare_folders
 from stages import run
 
 
 def main() -> None:
     dataset = params.load("dataset").dataset
-    if isinstance(dataset, params.Folders):
-        splits, info = folder.prepare(dataset)
+    splits: Mapping[str, Split | Manifest]
+    if isinstance(dataset, params.Folder | params.ImageNet):
+        splits, info = prepare_folders(dataset)
     else:
-        prepare = digits.prepare if dataset.name == "digits" else cifar.prepare
-        splits, classes = prepare(dataset)
-        mean, std = statistics(splits["train"].images)
-        info = Info(name=dataset.name, classes=classes, mean=mean, std=std)
+        prepare = prepare_digits if dataset.name == "digits" else prepare_cifar
+        arrays, classes = prepare(dataset)
+        mean, std = statistics(arrays["train"].images)
+        splits, info = arrays, Info(name=dataset.name, classes=classes, mean=mean, std=std)
     for name, split in splits.items():
         save_split(f"data/{name}.safetensors", split)
         print(f"data/{name}.safetensors: {len(split.labels)} images of {len(info.classes)} classes")
     save_info("data/info.json", info)
 
 
-def statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+def statistics(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation a channel, in [0, 1], of uint8 (N, H, W, 3), from histograms."""
-    levels, mean, std = np.arange(256) / 255, [], []
+    levels = np.arange(256) / 255
+    mean: list[float] = []
+    std: list[float] = []
     for channel in range(3):
         counts = np.bincount(images[..., channel].ravel(), minlength=256)
         mean.append(float(np.average(levels, weights=counts)))

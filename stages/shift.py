@@ -1,13 +1,14 @@
-"""Find the further test sets: what is at its path is checked, what is not is skipped."""
+"""Read and check the further test sets; a set whose path does not exist is skipped."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 
 from richkd import params
 from richkd.base.files import write_json
-from richkd.data import shifted
 from richkd.data.dataset import SHIFTED, load_info, load_split, save_split
+from richkd.data.shifted import read_shifted
 from stages import run
 
 
@@ -15,9 +16,9 @@ def main() -> None:
     p = params.load("shifted")
     info, test = load_info("data/info.json"), load_split("data/test.safetensors")
     shutil.rmtree(SHIFTED, ignore_errors=True)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, path in p.shifted.items():
-        images = shifted.read(path, info, test)
+        images = read_shifted(path, info, test)
         if images is None:
             where = path if isinstance(path, str) else ", ".join(path)
             found[name] = {"skipped": f"nothing is at {where}"}

@@ -34,7 +34,7 @@ def main() -> None:
         train_seeds(job, data, lambda model, teacher: Objective(), write_training)
     if distributed.rank() > 0:
         return
-    if p.teacher.source != "train":
+    if not isinstance(p.teacher, params.TrainedTeacher):
         take(p.teacher, Center.of(p.views), recorded)
         write_training("teacher", {"seed0": validated(device, p.runtime.precision)}, pd.DataFrame())
     tested = accuracy("test", device, p.runtime.precision)
@@ -47,8 +47,8 @@ def main() -> None:
         )
 
 
-def take(teacher: params.Teacher, center: Center | None, recorded: dict[str, Any]) -> None:
-    """Save a teacher that is trained already; `center` is None where images are taken as they are."""
+def take(teacher: params.ReadyMadeTeacher, center: Center | None, recorded: dict[str, Any]) -> None:
+    """Save a ready-made teacher; `center` is None where images are taken as they are."""
     num_classes = len(load_info("data/info.json").classes)
     found = ready_made.obtain(teacher, num_classes)
     preprocessing = found.preprocessing

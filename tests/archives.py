@@ -1,30 +1,37 @@
-"""Archives in the layout of CIFAR's, pickled as Python 2 or as later ones do."""
+"""Archives in the layout of CIFAR's, pickled by Python 2 or by a later Python."""
 
 import io
 import pickle
 import struct
 import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from richkd.data.cifar import Archive
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes what Python 2 and its numpy wrote: every string is bytes, every flag a number."""
+    """Writes as Python 2 did: every string is bytes, every bool a number."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[Any] = dict(pickle._Pickler.dispatch)
 
-    def save_string(self, text):
+    def save_string(self: Any, text: str | bytes) -> None:
         text = text.encode() if isinstance(text, str) else text
         size = len(text)
         self.write(b"U" + struct.pack("B", size) if size < 256 else b"T" + struct.pack("<i", size))
         self.write(text)
 
-    def save_flag(self, flag):
+    def save_flag(self: Any, flag: bool) -> None:
         self.save_long(int(flag))
 
     dispatch[str] = dispatch[bytes] = save_string
     dispatch[bool] = save_flag
 
 
-def dumps(content, protocol):
+def dumps(content: Any, protocol: int) -> bytes:
     if protocol > 2:
         return pickle.dumps(content, protocol)
     file = io.BytesIO()
@@ -32,8 +39,23 @@ def dumps(content, protocol):
     return file.getvalue().replace(b"numpy._core", b"numpy.core")
 
 
-def write(path, contents, protocol=2):
-    """Contents are bytes, or what to pickle."""
+def official_contents(archive: Archive) -> dict[str, Any]:
+    """All images in the layout of an official archive; the bytes of an image are its label."""
+    rng = np.random.default_rng(0)
+    contents: dict[str, Any] = {}
+    for members, per_class in (
+        (archive.train, archive.train_per_class), (archive.test, archive.test_per_class),
+    ):  # fmt: skip
+        labels = rng.permutation(np.arange(per_class * archive.classes) % archive.classes)
+        for member, part in zip(members, np.split(labels, len(members))):
+            data = np.repeat(part.astype(np.uint8)[:, None], 3072, axis=1)
+            contents[member] = {"data": data, archive.labels: part.tolist()}
+    contents[archive.meta] = {archive.names: [f"class_{i}" for i in range(archive.classes)]}
+    return contents
+
+
+def write(path: Path, contents: Mapping[str, Any], protocol: int = 2) -> Path:
+    """A tar.gz of these files: {name: bytes, or an object to pickle}."""
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for name, content in contents.items():
             data = content if isinstance(content, bytes) else dumps(content, protocol)

@@ -1,18 +1,22 @@
 """What several files share: an empty working folder, a small data set, a way to break a run."""
 
 import os
+
+# Two processes of tests share two cores. Read once, when torch and numpy are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from archives import write
+from archives import official_contents, write
 from serving import serving
 
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
-from richkd.data.views import Views
+from richkd.data.views import Preprocessing, Views
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -43,23 +47,10 @@ def official(tmp_path_factory):
     """All 60,000 images in the layout of the official archives; an image's bytes are its label."""
     from richkd.data.cifar import ARCHIVES
 
-    made = {}
-    for name, key, names in (("cifar100", "fine_labels", "fine_label_names"),
-                             ("cifar10", "labels", "label_names")):  # fmt: skip
-        archive = ARCHIVES[name]
-        rng = np.random.default_rng(0)
-
-        def batch(members, per_class):
-            labels = rng.permutation(np.arange(per_class * archive.classes) % archive.classes)
-            for member, part in zip(members, np.split(labels, len(members))):
-                data = np.repeat(part.astype(np.uint8)[:, None], 3072, axis=1)
-                yield member, {"data": data, key: part.tolist()}
-
-        contents = dict(batch(archive.train, archive.train_per_class))
-        contents |= dict(batch(archive.test, archive.test_per_class))
-        contents[archive.meta] = {names: [f"class_{i}" for i in range(archive.classes)]}
-        made[name] = write(tmp_path_factory.mktemp(name) / archive.file, contents)
-    return made
+    return {
+        name: write(tmp_path_factory.mktemp(name) / archive.file, official_contents(archive))
+        for name, archive in ARCHIVES.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -73,9 +64,9 @@ def shared():
 @pytest.fixture(scope="session")
 def photographs(shared):
     """The 10,000 test images of the real CIFAR-100."""
-    from richkd.data import cifar
+    from richkd.data.cifar import read_cifar
 
-    _, test, _ = cifar.read(shared / "data/cifar-100-python.tar.gz", "cifar100")
+    _, test, _ = read_cifar(shared / "data/cifar-100-python.tar.gz", "cifar100")
     return test
 
 
@@ -98,8 +89,8 @@ def split():
 @pytest.fixture(scope="session")
 def data(split):
     """The same on the CPU, with the 18 views of pad 1 and flip."""
-    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    return ResidentSet(split, mean, std, Views(8, 8, pad=1, flip=True), torch.device("cpu"))
+    look = Preprocessing([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    return ResidentSet(split, look, Views(8, 8, pad=1, flip=True), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

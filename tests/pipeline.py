@@ -1,7 +1,9 @@
 """The real pipeline in a temporary clone: started, killed, looked at."""
 
+import hashlib
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -9,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
-# On the CPU, which gives the same bits again, and has room for several processes.
+STUDENTS = ("ce", "kd", "LF")  # of the smoke preset
+# The CPU gives the same bits again, and has room for several processes.
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -40,28 +44,33 @@ def commit(folder: Path, message: str) -> None:
     command(folder, "git", *who, "commit", "-q", "-m", message)
 
 
+def try_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
 def command(folder: Path, *words: str) -> str:
-    """Run to the end; what it printed, stderr and stdout together."""
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    """Run a command that must succeed; returns its stdout."""
+    done = try_command(folder, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def stage(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
-    )
+def stage(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return try_command(folder, "python", "-m", *words)
 
 
-def started(folder: Path, sign: str, *words: str) -> subprocess.Popen:
-    """A command that runs on, from when `.resume/<sign>` is there; what it says goes to `log`."""
+def refusal(patch: pytest.MonkeyPatch, name: str, *words: str) -> str:
+    """The line with which `python -m stages.<name> <words>` ends here, in this process."""
+    patch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(REPOSITORY / f"stages/{name}.py"), run_name="__main__")
+    line = str(caught.value)
+    assert line.startswith("error: ") and "\n" not in line
+    return line
+
+
+def started(folder: Path, sign: str, *words: str) -> subprocess.Popen[bytes]:
+    """Start a command; returns once `.resume/<sign>` is there. Its output goes to `log`."""
     with open(folder / "log", "w") as log:
         run = subprocess.Popen(
             words, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
@@ -72,16 +81,25 @@ def started(folder: Path, sign: str, *words: str) -> subprocess.Popen:
     return run
 
 
-def kill(run: subprocess.Popen) -> None:
-    """With all that it has started."""
+def kill(run: subprocess.Popen[bytes]) -> None:
+    """Kill a command and all processes that it has started."""
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below, by its path."""
+    """The content of every file in the folder, by its path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The hash of each student's weights, by path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.glob("models/*/*.safetensors")
+        if path.parent.name not in ("teacher", "clip")
+    }
 
 
 def stages_run(output: str) -> set[str]:
@@ -89,6 +107,7 @@ def stages_run(output: str) -> set[str]:
 
 
 def edit(folder: Path, key: str, value: object) -> None:
+    """Set a value in the folder's params.yaml."""
     params = yaml.safe_load((folder / "params.yaml").read_text())
     *parents, name = key.split(".")
     section = params

@@ -1,6 +1,5 @@
-"""A web server on this machine that answers as well or as badly as a test says."""
+"""A web server on this machine, whose answers are as good or as bad as a test wants."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,14 @@ from threading import Event, Thread
 
 @dataclass(kw_only=True)
 class Answer:
-    """`sends` says how many of the bytes really go out; after them it closes, or stalls."""
+    """One answer. After the first `sends` bytes of the body the server closes, or stalls."""
 
     body: bytes = b""
     status: int = 200
     ranges: bool = True  # answers 206 or 416 to a Range request
     range_size: bool = True  # a 416 says how large the file is
-    shift: int = 0  # a 206 begins this much after what was asked for
-    longest: int | None = None  # a 206 has no more bytes than these
+    shift: int = 0  # a 206 begins so many bytes after those asked for
+    longest: int | None = None  # a 206 has at most so many bytes
     length: bool = True  # says Content-Length
     encoding: str | None = None
     sends: int | None = None
@@ -34,24 +33,26 @@ class Request:
 
 
 class Server(ThreadingHTTPServer):
-    """`answers[path]` are given in turn, the last one again and again; `requests` are recorded."""
+    """Gives `answers[path]` one after the other, the last one again and again; records requests."""
 
     daemon_threads = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers: dict[str, list[Answer]] = {}
         self.requests: list[Request] = []
         self.closing = Event()
 
     def url(self, path: str, *answers: Answer) -> str:
-        """The URL of `path`, which gets these answers."""
+        """Set the answers of `path`; returns its URL."""
         self.answers[path] = list(answers)
         return f"http://127.0.0.1:{self.server_port}{path}"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
+    server: Server
+
+    def do_GET(self) -> None:
         answers = self.server.answers[self.path]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         request = Request(self.path, self.headers["Range"])
@@ -60,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
             for piece in self._body(answer, request.range):
                 request.sent += len(piece)
                 self.wfile.write(piece)
-        except OSError:  # the other side has gone
+        except OSError:  # the client has closed the connection
             pass
         self.close_connection = True
         if answer.stalls:
@@ -70,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         body, status, size = answer.body, answer.status, len(answer.body)
         content_range = None
         if status == 200 and answer.ranges and asked:
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) + answer.shift
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) + answer.shift
             body = body[start:][: answer.longest]
             status, content_range = 206, f"bytes {start}-{start + len(body) - 1}/{size}"
             if not body:
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             yield body[start : start + step]
             time.sleep(answer.seconds / pieces)
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         pass
 
 

@@ -8,10 +8,11 @@ import torch
 from richkd import engine, models
 from richkd.base.errors import InputError
 from richkd.data.resident import ResidentSet, normalise, to_input
-from richkd.data.views import Views
-from richkd.engine import accuracy, predict, start
+from richkd.data.views import Preprocessing, Views
+from richkd.engine import accuracy, pick_device, predict
 
 CPU = torch.device("cpu")
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 
 
 def network():
@@ -57,24 +58,24 @@ def test_accuracy_by_hand():
 
 
 def test_to_input_by_hand(split):
-    result = to_input(split.images, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], CPU)
+    result = to_input(split.images, Preprocessing(MEAN, STD), CPU)
     assert result.shape == (22, 3, 8, 8) and result.dtype == torch.float32
     pixel = split.images[7, 2, 5] / 255
-    expected = [(p - m) / s for p, m, s in zip(pixel, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])]
+    expected = [(p - m) / s for p, m, s in zip(pixel, MEAN, STD)]
     assert result[7, :, 2, 5].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_normalise_takes_numbers_or_tensors_and_works_in_place(split):
     levels = torch.from_numpy(split.images).permute(0, 3, 1, 2).float()
-    expected = to_input(split.images, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], CPU)
+    expected = to_input(split.images, Preprocessing(MEAN, STD), CPU)
     for kind in (list, torch.tensor):
         pixels = levels.clone()
-        found = normalise(pixels, kind([0.5, 0.4, 0.3]), kind([0.2, 0.3, 0.4]))
+        found = normalise(pixels, kind(MEAN), kind(STD))
         assert found.data_ptr() == pixels.data_ptr() and torch.equal(found, expected)
 
 
 def test_a_resident_set_knows_its_normalisation_and_serves_all_runs(data):
-    assert (data.mean, data.std) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert data.preprocessing == Preprocessing(MEAN, STD)
     assert data.reader() is data and len(data) == 22
 
 
@@ -82,7 +83,7 @@ def test_images_that_do_not_fit_are_refused_before_they_are_padded(split, monkey
     monkeypatch.setattr(engine, "free_memory", lambda device: 22 * 10 * 10 * 3 * 5 * 2 - 1)
     monkeypatch.setattr(engine.np, "pad", lambda *_: pytest.fail("padded"))
     with pytest.raises(InputError, match=r"22 images padded by views.pad 1 take 0.1 MB of memory"):
-        ResidentSet(split, [0.5] * 3, [0.5] * 3, Views(8, 8, 1, True), CPU)
+        ResidentSet(split, Preprocessing(MEAN, STD), Views(8, 8, 1, True), CPU)
 
 
 def test_free_memory_is_what_the_machine_has_left():
@@ -93,19 +94,19 @@ def test_free_memory_is_what_the_machine_has_left():
 
 
 def test_cpu_is_the_cpu():
-    assert start("cpu") == CPU
+    assert pick_device("cpu") == CPU
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_one_is_refused():
-    assert start("auto") == CPU
+    assert pick_device("auto") == CPU
     with pytest.raises(InputError, match="runtime.device is 'cuda': no CUDA device here, use auto"):
-        start("cuda")
+        pick_device("cuda")
 
 
 def test_deterministic_kernels_are_asked_for_and_left_again():
-    start("cpu", deterministic=True)
+    pick_device("cpu", deterministic=True)
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    start("cpu")
+    pick_device("cpu")
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark

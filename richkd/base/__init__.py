@@ -1,1 +1,1 @@
-"""What knows nothing of distillation: files, errors, downloads, resumed work, devices, processes."""
+"""The ground of all other rooms: files, errors, downloads, resumed work, devices, processes."""

@@ -1,4 +1,7 @@
-"""A GPU of its own for each job on a machine: a file lock a device, free when its process has ended."""
+"""A GPU of its own for each job on a machine.
+
+A job locks a file named after the GPU. The system frees the lock when the process ends.
+"""
 
 import os
 import tempfile
@@ -10,32 +13,33 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 WAIT = 1.0  # seconds between two tries
-_held: list[FileLock] = []
+_locks: list[FileLock] = []  # a lock that nothing refers to would be freed
 
 
-def folder() -> Path:
-    """Where the locks of this user are, the same for all jobs of a machine."""
+def lock_folder() -> Path:
+    """The folder of this user's locks, the same for all jobs of a machine."""
     return Path(tempfile.gettempdir()) / f"richkd-devices-{os.getuid()}"
 
 
 @cache
-def take(devices: tuple[str, ...]) -> int:
-    """The index of one that no other job of this machine has: ours until the process ends.
+def reserve(devices: tuple[str, ...]) -> int:
+    """Reserve one of `devices` until this process ends; returns its index.
 
-    `devices` are names that all jobs know them by. Waits where all are taken.
+    All jobs of a machine must give a device the same name. While every device is reserved by
+    another job, this function waits.
     """
-    folder().mkdir(exist_ok=True)
-    told = False
+    lock_folder().mkdir(exist_ok=True)
+    announced = False
     while True:
         for index, name in enumerate(devices):
-            lock = FileLock(folder() / f"{name}.lock")
+            lock = FileLock(lock_folder() / f"{name}.lock")
             try:
                 lock.acquire(blocking=False)
             except Timeout:
                 continue
-            _held.append(lock)
+            _locks.append(lock)
             return index
-        if not told:
-            tqdm.write(f"all {len(devices)} devices are taken by other jobs: waiting for one")
-            told = True
+        if not announced:
+            tqdm.write(f"all {len(devices)} devices are used by other jobs: waiting for one")
+            announced = True
         time.sleep(WAIT)

@@ -1,7 +1,7 @@
-"""Several processes that share one job, where torchrun started them; on its own, a process is all.
+"""One job in several processes that torchrun started; or in a single process.
 
-A process works on its own part of each batch. `start` joins the others; before it, and where there
-are none, `processes()` is 1 and what is gathered or averaged comes back as it is.
+Each process works on its own part of every batch. In a single process `processes()` is 1, and
+`gather`, `total`, `mean` and `average` change nothing.
 """
 
 import ctypes
@@ -18,17 +18,20 @@ from torch import Tensor
 from richkd.base import devices
 from richkd.base.errors import InputError
 
-PATIENCE = timedelta(days=1)  # building a cache, processes meet at its ends alone
+# Processes that build a cache meet only at its beginning and its end.
+TIMEOUT = timedelta(days=1)
 
 
-def start(device: torch.device) -> torch.device:
-    """Join the processes that torchrun started, if it did; this one's device of that type.
+def join(device: torch.device) -> torch.device:
+    """Join the other processes, if torchrun started several; returns this process's device.
 
-    On its own a process takes a GPU that no other has (`richkd.base.devices`); those that torchrun started
-    take all from the first on. Raises InputError where a machine has fewer CUDA devices than these, or
-    where torchrun would start them again with the addresses of those before.
+    A single process reserves a GPU that no other job uses (`richkd.base.devices`). Of several
+    processes the first uses the machine's first GPU, the second the second, and so on. Raises
+    InputError if a machine has fewer CUDA devices than processes, and if torchrun is set to restart
+    processes in a way that does not work.
     """
-    # github.com/pytorch/pytorch/issues/135712: they fail to connect, or wait for ever
+    # Restarted processes get the old addresses: they fail to connect, or wait for ever.
+    # github.com/pytorch/pytorch/issues/135712
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise InputError(
@@ -40,36 +43,37 @@ def start(device: torch.device) -> torch.device:
         local = os.environ.get("LOCAL_RANK")
         if local is None:
             names = (torch.cuda.get_device_properties(index).uuid for index in range(count))
-            device = torch.device("cuda", devices.take(tuple(map(str, names))))
+            device = torch.device("cuda", devices.reserve(tuple(map(str, names))))
         elif int(local) < count:
             device = torch.device("cuda", int(local))
         else:
             raise InputError(
-                f"process {int(local) + 1} of this machine finds only {count} CUDA devices: start as "
-                "many as there are, or set runtime.device to cpu"
+                f"process {int(local) + 1} of this machine finds only {count} CUDA devices: "
+                "start as many as there are, or set runtime.device to cpu"
             )
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if sys.platform == "linux":  # not to write on where the one that started them was killed
+        if sys.platform == "linux":  # end with torchrun, if torchrun is killed
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
         if device.type == "cuda":
-            dist.init_process_group("nccl", device_id=device, timeout=PATIENCE)
+            dist.init_process_group("nccl", device_id=device, timeout=TIMEOUT)
         else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group("gloo", timeout=TIMEOUT)
     return device
 
 
 def processes() -> int:
+    """How many processes share the job."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Of this process, from 0; the one of rank 0 writes."""
+    """The number of this process, from 0. Process 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def wait() -> None:
-    """Until all have come here."""
+    """Wait until every process has called this."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -96,9 +100,9 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Each one's mean over the processes, in place; all of them in one message."""
+    """The mean of each tensor over the processes, in place. All tensors travel in one message."""
     if processes() == 1:
         return
     flat = mean(torch.cat([tensor.flatten() for tensor in tensors]))
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors])):
         tensor.copy_(part.view_as(tensor))

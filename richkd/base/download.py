@@ -1,4 +1,4 @@
-"""Files from the web, kept in the user's cache folder, and tar archives nobody vouches for."""
+"""Downloads, kept in the user's cache folder; tar archives, read without trust."""
 
 import gzip
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import IO, cast
 
 import platformdirs
 import requests
@@ -23,29 +24,32 @@ from richkd.base.errors import InputError
 CHECKSUM = r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}"
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0  # seconds
 WAITS = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a URL
-PIECE = 2**16  # bytes; the most that a killed download loses
-# What reading a damaged tar can raise.
-BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+PIECE = 2**16  # bytes read at once; a killed download loses at most so many
+# The errors that reading a damaged tar can raise.
+TAR_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
 def fetch(urls: Sequence[str], name: str, checksum: str | None, instead: str) -> Path:
-    """The file `name` in the cache folder, downloaded where it is not there with this checksum.
+    """The path of the file `name` in the cache folder; downloaded first if it is not there.
 
-    urls: tried in turn. What a cut or killed download has left is continued.
-    checksum: as CHECKSUM says; without one, whatever comes whole is taken.
-    instead: what the user can do, as the end of the error's line.
-    Raises InputError with each URL's reason where none gives the file, or there is no space for it.
+    urls: tried one after another. An interrupted download is continued.
+    checksum: as CHECKSUM says. A file with another checksum is downloaded again; without a
+        checksum any whole file is accepted.
+    instead: what the user can do instead; the end of the error's line.
+
+    Raises InputError if no URL gives the file, with a reason for each URL; or if the file cannot be
+    written.
     """
     path = platformdirs.user_cache_path("richkd") / name
     part = path.with_name(f"{path.name}.part")
     reasons = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # whoever comes second finds the file
+        with FileLock(f"{path}.lock"):  # a second process waits, then finds the file
             if path.exists() and (checksum is None or _checksum(path, checksum) == checksum):
                 return path
             for url in urls:
-                if checksum is None:  # nothing could tell that the rest belongs to this part
+                if checksum is None:  # nothing could tell whether both parts are of one file
                     part.unlink(missing_ok=True)
                 if (reason := _download(url, part, checksum)) is None:
                     part.replace(path)
@@ -60,7 +64,10 @@ def fetch(urls: Sequence[str], name: str, checksum: str | None, instead: str) ->
 
 
 def verify(path: Path | str, checksum: str, what: str) -> None:
-    """InputError, naming both checksums, where `what` (a param, say) is not the file it must be."""
+    """Raise InputError, with both checksums, if the file has another checksum.
+
+    what: a name for the file, for example that of a parameter.
+    """
     try:
         found = _checksum(path, checksum)
     except OSError as error:
@@ -71,10 +78,10 @@ def verify(path: Path | str, checksum: str, what: str) -> None:
 
 @contextmanager
 def members(path: Path | str) -> Iterator[dict[str, Callable[[], bytes]]]:
-    """The files in a tar, compressed or not: by name, what reads each into memory.
+    """The files in a tar, compressed or not: {name: a function that reads the content}.
 
-    Raises InputError for a member that would lead out of a folder it were unpacked in, for a
-    device, and, also while members are read, where the archive is not whole.
+    Raises InputError for a member that, unpacked, would lie outside the folder; for a device; and
+    for a damaged archive, also while members are read.
     """
     try:
         file = open(path, "rb")
@@ -85,22 +92,24 @@ def members(path: Path | str) -> Iterator[dict[str, Callable[[], bytes]]]:
             listed = tar.getmembers()
             for member in listed:
                 _refuse_unsafe(member, path)
-            while tar.fileobj.read(PIECE):  # up to gzip's checksum at the end
+            # The rest, up to gzip's checksum at the end. A tar that is open has a file.
+            while cast(IO[bytes], tar.fileobj).read(PIECE):
                 pass
             yield {x.name: partial(_content, tar, x) for x in listed if x.isreg()}
-    except BROKEN:
+    except TAR_ERRORS:
         raise InputError(f"{path} is not whole, or not a tar archive") from None
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return tar.extractfile(member).read()
+    return cast(IO[bytes], tar.extractfile(member)).read()  # None only for folders and devices
 
 
 def _refuse_unsafe(member: tarfile.TarInfo, path: Path | str) -> None:
     try:
-        # The path of the archive, as a folder: nothing lies below a file that a link could lead to.
+        # The filter follows links that lie in the given folder. The archive itself is the folder
+        # here: a file holds no links.
         tarfile.data_filter(member, str(path))
-        if member.name.startswith("/"):  # the filter strips it
+        if member.name.startswith("/"):  # the filter would only strip the slash
             raise tarfile.AbsolutePathError(member)
     except tarfile.SpecialFileError:
         raise InputError(f"{path}: refused, member {member.name!r} is a device") from None
@@ -110,30 +119,33 @@ def _refuse_unsafe(member: tarfile.TarInfo, path: Path | str) -> None:
 
 
 def _checksum(path: Path | str, like: str) -> str:
-    """With the algorithm of the checksum `like`."""
+    """The file's checksum, by the algorithm of the checksum `like`."""
     algorithm = like.partition(":")[0]
     with open(path, "rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def _download(url: str, part: Path, checksum: str | None) -> str | None:
-    """Make `part` the whole file; returns why that failed. A part with wrong bytes is deleted."""
+    """Download the whole file to `part`; returns the reason if that fails.
+
+    A file with a wrong checksum is deleted.
+    """
     begun = _size(part) > 0
     if reason := _complete(url, part):
         return reason
     if checksum is None or (found := _checksum(part, checksum)) == checksum:
         return None
     part.unlink()
-    # It may be the earlier part that was wrong.
+    # The wrong bytes may be those of an earlier download: try once from the beginning.
     return _download(url, part, checksum) if begun else f"has {found}, not {checksum}"
 
 
 def _complete(url: str, part: Path) -> str | None:
-    """Continue `part` until it is as long as the file at `url`; returns why that failed."""
+    """Continue `part` until it is as long as the file at `url`; returns the reason of a failure."""
     for wait in WAITS:
         time.sleep(wait)
         size = _size(part)
-        # As it is: a .tar.gz that a server declares to be a compressed .tar stays one.
+        # identity: the bytes as they are. Otherwise a .tar.gz might arrive as a .tar.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
         timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
         try:
@@ -145,9 +157,9 @@ def _complete(url: str, part: Path) -> str | None:
                     part.unlink(missing_ok=True)
                     reason = "sends another part than asked for"
                 elif status in (200, 206):
-                    total = range_.partition("/")[2] or response.headers.get("Content-Length")
-                    total = int(total) if total else None
-                    _save(response, part, size if status == 206 else 0, total)
+                    length = range_.partition("/")[2] or response.headers.get("Content-Length")
+                    total = int(length) if length else None
+                    _append(response, part, size if status == 206 else 0, total)
                     if total in (None, _size(part)):
                         return None
                     reason = f"sent {_size(part)} of {total} bytes"
@@ -166,7 +178,8 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _save(response: requests.Response, part: Path, start: int, total: int | None) -> None:
+def _append(response: requests.Response, part: Path, start: int, total: int | None) -> None:
+    """Write the response to `part` after its first `start` bytes, with a progress bar."""
     with (
         open(part, "ab" if start else "wb") as file,
         tqdm(
@@ -179,7 +192,7 @@ def _save(response: requests.Response, part: Path, start: int, total: int | None
 
 
 def _root(error: BaseException) -> str:
-    """What the network said, without the names of the layers above it."""
+    """The message of the first error, without those of the layers above it."""
     while error.__context__:
         error = error.__context__
     return str(error)

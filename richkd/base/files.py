@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and fingerprints of what they hold."""
+"""Files that appear whole or not at all, and hashes of their content."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 
 from richkd.base.errors import InputError
@@ -16,9 +17,9 @@ from richkd.base.errors import InputError
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; moves it to `path` if the block ends well.
+    """Yield a temporary path beside `path`; move that file to `path` when the block ends well.
 
-    Raises InputError where it cannot be written, and leaves nothing behind.
+    Raises InputError if the file cannot be written. After an error the temporary file is gone.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +27,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
-    # What a full disk raises depends on who writes: torch says RuntimeError.
+    # On a full disk the error depends on the library: torch raises RuntimeError.
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} could not be written: {error}") from error
     finally:
@@ -34,19 +35,19 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, data: Any) -> None:
-    """Indented JSON; ValueError for NaN and infinity, which DVC's metrics cannot hold."""
+    """Write indented JSON. ValueError for NaN and infinity, which DVC's metrics cannot hold."""
     with replacing(path) as part:
         part.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def write_array(path: Path | str, array: np.ndarray) -> None:
-    """As `.npy`."""
+def write_array(path: Path | str, array: npt.NDArray[Any]) -> None:
+    """Write a `.npy` file."""
     with replacing(path) as part, open(part, "wb") as file:
         np.save(file, array)
 
 
 def read_json(path: Path | str) -> Any:
-    """InputError where the file is not whole."""
+    """The content of a JSON file. InputError if the file is damaged."""
     try:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
@@ -54,10 +55,11 @@ def read_json(path: Path | str) -> Any:
 
 
 def sha256(path: Path | str) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:
-    """One hash of anything JSON can say: params, other hashes."""
+    """One SHA-256 of everything in `parts`, which JSON must be able to hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Work that survives a kill: states on disk that only the experiment that made them may use."""
+"""Checkpoints of a killed stage, which only the same experiment may go on from."""
 
 import os
 from collections.abc import Iterable
@@ -16,29 +16,32 @@ FOLDER = Path(".resume")
 
 
 def key(params: Any, inputs: Iterable[Path | str]) -> str:
-    """What the state follows from: params, the inputs' content, our own code, the machine."""
+    """One hash of all that a checkpoint follows from.
+
+    That is: params, the content of the inputs, all our code, two libraries' versions, the machine.
+    """
     code = sorted(Path(__file__).parents[1].rglob("*.py"))
     hashes = {str(path): sha256(path) for path in inputs}
     versions = [version(name) for name in ("torch", "open_clip_torch")]
-    # Of several processes another number may go on, as after a machine is lost.
+    # A job of several processes may go on with fewer of them, with another number of threads each.
     threads = None if "WORLD_SIZE" in os.environ else torch.get_num_threads()
     machine = [torch.cuda.is_available(), threads]
     return fingerprint(params, hashes, [sha256(path) for path in code], versions, machine)
 
 
 class Checkpoint:
-    """One state dict in one file, with the key of the experiment it belongs to."""
+    """A dict of tensors and numbers in one file, with the `key` of its experiment."""
 
-    def __init__(self, name: str, key: str):
+    def __init__(self, name: str, key: str) -> None:
         self.path, self.key = FOLDER / f"{name}.pt", key
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The saved state, or None where there is none of this experiment."""
+        """The saved state; None if there is no whole checkpoint of this experiment."""
         if not self.path.exists():
             return None
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError):  # a power cut may leave half a file
+            state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError):  # half a file, after a power cut
             return None
         if state.pop("key") != self.key:
             return None
@@ -46,8 +49,10 @@ class Checkpoint:
         return state
 
     def save(self, **state: Any) -> None:
+        """Write the state; an older one of the same name is replaced."""
         with replacing(self.path) as part:
             torch.save({"key": self.key, **state}, part)
 
     def remove(self) -> None:
+        """Delete the file, once the work is done."""
         self.path.unlink(missing_ok=True)

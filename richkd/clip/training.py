@@ -2,90 +2,116 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
-from richkd.clip.zero_shot import Input, Tokenizer, preprocess
+from richkd.clip.zero_shot import ClipModel, preprocess
 from richkd.engine import autocast
 from richkd.params import ClipTraining
 
 CHECKPOINT_EVERY = 20  # steps
 
 
-def fit(
-    clip: nn.Module,
-    expected: Input,
-    tokens_of: Tokenizer,
+class Captioned(NamedTuple):
+    """Images to caption: pixels in [0, 1], (N, 3, H, H), labels int64 (N,), the classes' names."""
+
+    pixels: Tensor
+    labels: Tensor
+    classes: Sequence[str]
+
+
+def train_clip(
+    clip: ClipModel,
+    captioned: Captioned,
     training: ClipTraining,
-    pixels: Tensor,
-    labels: Tensor,
-    classes: Sequence[str],
     precision: str,
     checkpoint: Checkpoint,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Train CLIP with the contrastive loss on images and captions made from their class names.
 
-    As in CLIP, every other pair of a batch is a negative, those of the same class too: with few
-    classes that holds the logit scale down.
+    As in CLIP, an image and the caption of any other image of its batch are a negative pair, even
+    if both images have the same class: with few classes that keeps the logit scale low.
 
-    Pixels in [0, 1], (N, 3, H, H); labels (N,). Returns a row of the mean loss every 20 steps,
-    where a killed run goes on. Images are resized and normalised once.
+    Returns a row `{step, loss}` every 20 steps, with the mean loss of the steps. A killed run goes
+    on from its last row. Raises InputError if the loss is not finite.
     """
     import open_clip
 
+    network, expected, tokens_of = clip
+    pixels, labels, classes = captioned
     device = pixels.device
     images = torch.cat([preprocess(part, expected) for part in pixels.split(1000)])
     texts = [[caption.format(name) for name in classes] for caption in training.captions]
     tokens = torch.stack([tokens_of(rows) for rows in texts]).to(device)
-    optimizer = torch.optim.AdamW(
-        clip.parameters(), training.lr, weight_decay=training.weight_decay, fused=True
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.lr, training.steps, cycle_momentum=False
-    )
+    optimizer, scheduler = _optimizer(network, training)
     contrastive = open_clip.ClipLoss()
-    parts = {"model": clip, "optimizer": optimizer, "scheduler": scheduler}
-    history: list[dict[str, float]] = []
-    if state := checkpoint.load(device):
-        history = state.pop("history")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    clip.train()
-    first = history[-1]["step"] if history else 0
+    logit_scale = network.get_parameter("logit_scale")
+    parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "scheduler": scheduler}
+    history = _resume(checkpoint, parts, device)
+    network.train()
     total = torch.zeros((), device=device)
-    progress = tqdm(
-        range(first, training.steps), "clip", training.steps, initial=first, unit="step"
-    )
+    recorded = history[-1]["step"] if history else 0  # the step of the last row
+    steps = range(recorded, training.steps)
+    progress = tqdm(steps, "clip", training.steps, initial=recorded, unit="step")
     for step in progress:
-        draw = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
-        shape = (min(training.batch_size, len(labels)),)
-        ids = torch.randint(len(labels), shape, generator=draw, device=device)
-        captions = torch.randint(len(tokens), shape, generator=draw, device=device)
+        ids, captions = _draw(step, training, len(labels), device)
         batch = images[ids].contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
-            image, text, scale = clip(batch, tokens[captions, labels[ids]])
+            image, text, scale = network(batch, tokens[captions, labels[ids]])
         loss = contrastive(image.float(), text.float(), scale)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
         with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(100))  # as CLIP's authors did
+            logit_scale.clamp_(0, math.log(100))  # as CLIP's authors did
         total += loss.detach()
         done = step + 1
         if done % CHECKPOINT_EVERY == 0 or done == training.steps:
-            steps = done - (history[-1]["step"] if history else 0)
-            history.append({"step": done, "loss": (total / steps).item()})
-            if not math.isfinite(history[-1]["loss"]):
-                raise InputError(
-                    f"clip: the loss is {history[-1]['loss']} at step {done}: lower lr"
-                )
-            progress.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+            mean = (total / (done - recorded)).item()
+            if not math.isfinite(mean):
+                raise InputError(f"clip: the loss is {mean} at step {done}: lower lr")
+            progress.set_postfix(loss=f"{mean:.3f}")
+            history.append({"step": done, "loss": mean})
+            recorded = done
             total.zero_()
-            states = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.save(history=history, **states)
+            checkpoint.save(history=history, **{k: x.state_dict() for k, x in parts.items()})
     return history
+
+
+def _optimizer(network: nn.Module, training: ClipTraining) -> tuple[AdamW, OneCycleLR]:
+    """The optimizer, and the schedule of its learning rate."""
+    decay = training.weight_decay
+    optimizer = AdamW(network.parameters(), training.lr, weight_decay=decay, fused=True)
+    return optimizer, OneCycleLR(optimizer, training.lr, training.steps, cycle_momentum=False)
+
+
+def _resume(
+    checkpoint: Checkpoint, parts: dict[str, Any], device: torch.device
+) -> list[dict[str, Any]]:
+    """Load the parts' states from the checkpoint, if there is one; the rows so far."""
+    state = checkpoint.load(device)
+    if not state:
+        return []
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    history: list[dict[str, Any]] = state["history"]
+    return history
+
+
+def _draw(
+    step: int, training: ClipTraining, images: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The images of a step's batch, and for each the number of its caption template: int64 (B,)."""
+    draw = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
+    shape = (min(training.batch_size, images),)
+    ids = torch.randint(images, shape, generator=draw, device=device)
+    captions = torch.randint(len(training.captions), shape, generator=draw, device=device)
+    return ids, captions

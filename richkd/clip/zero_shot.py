@@ -19,7 +19,11 @@ Tokenizer = Callable[[list[str]], Tensor]  # texts to token ids (texts, context 
 
 
 class Input(NamedTuple):
-    """What an image tower takes: its side in pixels, its normalisation, how images are resized."""
+    """The images that an image tower expects.
+
+    size is the side in pixels. mean and std, a number a channel, are for pixels in [0, 1]. Images
+    are resized by `interpolation`.
+    """
 
     size: int
     mean: Sequence[float]
@@ -27,20 +31,28 @@ class Input(NamedTuple):
     interpolation: str = "bicubic"
 
 
-def create(
+class ClipModel(NamedTuple):
+    """A CLIP model, and what its towers expect: images, and texts as tokens."""
+
+    network: nn.Module
+    expected: Input
+    tokens_of: Tokenizer
+
+
+def create_clip(
     model: ClipTowers | str, quick_gelu: bool = False, preprocessing: dict[str, Any] | None = None
 ) -> nn.Module:
-    """Freshly initialised: one of open_clip's models by its name, or its CLIP with small towers.
+    """A freshly initialised CLIP: one of open_clip's models by its name, or one with small towers.
 
-    `preprocessing` overrides what `input_of` says of a named one. InputError for a name that
-    open_clip does not know.
+    `preprocessing` replaces parts of what `input_of` returns for a model of open_clip. Raises
+    InputError for a name that open_clip does not know.
     """
     import open_clip
 
     if isinstance(model, str):
         if model not in open_clip.list_models():
             raise InputError(f"clip.model is {model!r}: must be one of open_clip.list_models()")
-        logging.disable(logging.WARNING)  # "initialized randomly", as asked for
+        logging.disable(logging.WARNING)  # open_clip warns of random weights, which we want here
         try:
             return open_clip.create_model(
                 model,
@@ -64,45 +76,45 @@ def create(
 
 
 def pretrained(model: str, tag: str) -> tuple[nn.Module, bool]:
-    """One of open_clip's (model, tag) with its weights, and whether these need QuickGELU.
+    """open_clip's model with the weights of `tag`, and whether the weights need QuickGELU.
 
-    open_clip downloads the weights into its own cache. InputError for an unknown pair, and where
-    the weights cannot be had.
+    open_clip downloads the weights into its own cache. Raises InputError for an unknown model or
+    tag, and if the weights cannot be had.
     """
     import open_clip
 
     source = _published(model, tag)
-    # open_clip only warns where weights trained with QuickGELU meet a model without it.
+    # Without this, open_clip loads weights trained with QuickGELU into a model without it, and only
+    # warns.
     quick_gelu = source.get("quick_gelu", False)
     try:
         network = open_clip.create_model(model, pretrained=tag, force_quick_gelu=quick_gelu)
-    except Exception as error:  # each way to download has exceptions of its own
+    except Exception as error:  # the error depends on the way to download
         place = source.get("hf_hub") or source.get("url")
         raise InputError(
-            f"the weights of clip.model {model}, clip.tag {tag} could not be had from {place}: fetch "
-            "the file where there is a network and name it with clip.source: checkpoint, clip.tag and "
-            f"clip.path ({one_line(error)})"
+            f"the weights of clip.model {model}, clip.tag {tag} could not be had from {place}: "
+            "fetch the file where there is a network and name it with clip.source: checkpoint, "
+            f"clip.tag and clip.path ({one_line(error)})"
         ) from None
     return network, quick_gelu
 
 
 def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.Module, bool]:
-    """One of open_clip's models with the weights of a local file, and whether these need QuickGELU.
+    """open_clip's model with the weights of a local file, and whether the weights need QuickGELU.
 
-    Where they are those of a tag of open_clip, it says so and how images are prepared; without one
-    the model's own way holds. InputError where the weights do not fit.
+    `tag` is open_clip's name for the weights in the file. It says whether they need QuickGELU, and
+    how images are prepared; without a tag the model's own defaults hold. Raises InputError for an
+    unknown model or tag, and if the weights do not fit.
     """
     import open_clip
 
     source = _published(model, tag) if tag else {}
     quick_gelu = source.get("quick_gelu", False)
     ways = ("mean", "std", "interpolation")
-    network = create(model, quick_gelu, {key: source[key] for key in ways if key in source})
+    network = create_clip(model, quick_gelu, {key: source[key] for key in ways if key in source})
     try:
         open_clip.load_checkpoint(network, str(path), strict=True, weights_only=True)
-    except (
-        Exception
-    ) as error:  # a missing file, another model's, a pickle that is not weights alone
+    except Exception as error:  # the file is missing, of another model, or more than weights
         raise InputError(
             f"clip.path {path} holds no weights of {model}: {one_line(error)}"
         ) from None
@@ -110,7 +122,7 @@ def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.M
 
 
 def _published(model: str, tag: str) -> dict[str, Any]:
-    """What open_clip knows of these weights."""
+    """What open_clip knows about the weights of `tag`."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)
@@ -121,7 +133,7 @@ def _published(model: str, tag: str) -> dict[str, Any]:
 
 
 def input_of(clip: nn.Module) -> Input:
-    """What one of open_clip's named models takes."""
+    """The images that a model of open_clip expects."""
     import open_clip
 
     config = open_clip.get_model_preprocess_cfg(clip)
@@ -131,10 +143,10 @@ def input_of(clip: nn.Module) -> Input:
 
 
 def tokenizer(model: ClipTowers | str) -> Tokenizer:
-    """Its tokens are as long as the model reads.
+    """The model's tokenizer; a text has as many tokens as the model reads.
 
-    InputError for a text that is longer, and where the tokenizer cannot be had: some need
-    `transformers` and a download.
+    Raises InputError if the tokenizer cannot be had: some need `transformers` and a download. The
+    tokenizer raises InputError for a text that is too long.
     """
     import open_clip
 
@@ -149,9 +161,9 @@ def tokenizer(model: ClipTowers | str) -> Tokenizer:
         hint = " or raise clip.model.context_length"
 
     def tokenize(texts: list[str]) -> Tensor:
-        if isinstance(tokens_of, open_clip.SimpleTokenizer):  # it cuts off what is too long
+        if isinstance(tokens_of, open_clip.SimpleTokenizer):  # it would cut off what is too long
             longest = max(texts, key=lambda text: len(tokens_of.encode(text)))
-            needed = len(tokens_of.encode(longest)) + 2  # a start and an end
+            needed = len(tokens_of.encode(longest)) + 2  # a start token and an end token
             if needed > tokens_of.context_length:
                 raise InputError(
                     f"CLIP reads {tokens_of.context_length} tokens, {longest!r} has {needed}: "
@@ -165,7 +177,7 @@ def tokenizer(model: ClipTowers | str) -> Tokenizer:
 def preprocess(pixels: Tensor, expected: Input) -> Tensor:
     """Square images, pixels in [0, 1], (N, 3, H, H), to CLIP's input (N, 3, size, size).
 
-    What open_clip does to each image with PIL, for a batch on its device.
+    open_clip does the same to each image with PIL; here a whole batch is done on its device.
     """
     size = (expected.size, expected.size)
     resized = F.interpolate(pixels, size, mode=expected.interpolation, antialias=True).clamp(0, 1)
@@ -180,9 +192,12 @@ class ZeroShot(nn.Module):
     """CLIP as a classifier: its logits are `scale` times the cosine of image and class embeddings.
 
     Called with pixels in [0, 1], (N, 3, H, H), it returns ModelOutput(logits (N, C), unit image
-    features (N, D)), float32. `classifier` is the unit class embeddings (C, D). On a GPU the image
+    features (N, D)), float32. `classifier` has the unit class embeddings (C, D). On a GPU the image
     tower runs in half precision.
     """
+
+    clip: Any  # a model of open_clip
+    classifier: Tensor
 
     def __init__(self, clip: nn.Module, classifier: Tensor, scale: float, expected: Input):
         super().__init__()
@@ -200,7 +215,7 @@ class ZeroShot(nn.Module):
 
 
 def templates(prompts: Literal["imagenet80"] | Sequence[str]) -> list[str]:
-    """The templates themselves, with {} for the class name; `imagenet80` are open_clip's 80."""
+    """The templates as strings with {} for the class name; `imagenet80` are open_clip's 80."""
     import open_clip
 
     if prompts == "imagenet80":
@@ -221,9 +236,12 @@ def class_embeddings(
 
 
 def load_zero_shot(path: Path | str, record: dict[str, Any]) -> ZeroShot:
-    """The model that `stages.clip` saved; InputError where the weights do not fit the record."""
+    """The model that the stage `clip` saved as `path`.json, `record`, and `path`.safetensors.
+
+    Raises InputError if the weights do not fit the record.
+    """
     model = architecture(record)
-    network = create(model, record["quick_gelu"])
+    network = create_clip(model, record["quick_gelu"])
     classifier = torch.zeros(len(record["classes"]), record["embed_dim"])
     zero_shot = ZeroShot(network, classifier, record["scale"], Input(**record["input"]))
     load_into(zero_shot, f"{path}.safetensors")
@@ -231,9 +249,11 @@ def load_zero_shot(path: Path | str, record: dict[str, Any]) -> ZeroShot:
 
 
 def architecture(record: dict[str, Any]) -> ClipTowers | str:
-    """What `create` and `tokenizer` take, from the record beside the weights."""
+    """The argument of `create_clip` and `tokenizer`, from the record beside the weights."""
     model = record["model"]
     if isinstance(model, str):
         return model
-    lists_as_tuples = {key: tuple(x) if isinstance(x, list) else x for key, x in model.items()}
-    return ClipTowers(**lists_as_tuples)
+    towers: dict[str, Any] = {
+        key: tuple(x) if isinstance(x, list) else x for key, x in model.items()
+    }
+    return ClipTowers(**towers)

@@ -1,4 +1,4 @@
-"""CIFAR-100 and CIFAR-10 from their official archives, and parts of them to train with."""
+"""CIFAR-100 and CIFAR-10 from their official archives, divided into splits."""
 
 import pickle
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from richkd.base.download import fetch, members, verify
 from richkd.base.errors import InputError
@@ -16,7 +17,7 @@ from richkd.params import Cifar
 
 
 class Archive(NamedTuple):
-    """Members of the official archive, keys of the dicts in them, and what there must be."""
+    """An official archive: its members, the keys of the dicts in the members, and the counts."""
 
     file: str
     md5: str
@@ -57,7 +58,8 @@ ARCHIVES = {
     ),
 }
 
-# What a pickled array of numbers needs, by the names of Python 2's numpy and of numpy 2.
+# The functions that a pickled array of numbers looks up, by their names in Python 2's numpy and in
+# numpy 2.
 PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
     (f"numpy.{core}.{module}", name)
     for core in ("core", "_core")
@@ -66,7 +68,7 @@ PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds arrays of numbers, strings and containers; refuses to look up anything else."""
+    """Unpickles arrays of numbers, strings and containers, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PICKLED:
@@ -74,21 +76,21 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def read(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
-    """Training images, test images, and the classes' names as one would say them.
+def read_cifar(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
+    """Training images, test images, and the classes' names with spaces between words.
 
-    path: the archive of ARCHIVES[name], or one in the same layout. Images uint8 (N, 32, 32, 3) and
-    labels int64 (N,), in the archive's order.
-    Raises InputError where the archive is not whole, holds another number of images, of classes or
-    of images a class, or a pickle that asks for more than arrays.
+    path: the archive of ARCHIVES[name], or another one in the same layout. Images uint8
+    (N, 32, 32, 3) and labels int64 (N,), in the archive's order.
+    Raises InputError if the archive is damaged, if the number of images, of classes or of images a
+    class is wrong, and if a pickle looks up more than arrays need.
     """
     archive = ARCHIVES[name]
     with members(path) as files:
-        classes = _load(files, archive.meta, path).get(archive.names)
-        if not isinstance(classes, list) or len(classes) != archive.classes:
+        names = _load(files, archive.meta, path).get(archive.names)
+        if not isinstance(names, list) or len(names) != archive.classes:
             where = f"{path}: {archive.meta}"
             raise InputError(f"{where} must hold {archive.names}, a list of {archive.classes}")
-        classes = [_text(x).replace("_", " ") for x in classes]
+        classes = [_text(x).replace("_", " ") for x in names]
         splits = []
         for parts, per_class in (
             (archive.train, archive.train_per_class),
@@ -100,17 +102,19 @@ def read(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
             split = Split(*(np.concatenate(arrays) for arrays in zip(*batches)))
             _check_counts(split.labels, per_class, classes, f"{path}: {', '.join(parts)}")
             splits.append(split)
-    return *splits, classes
+    train, test = splits
+    return train, test, classes
 
 
 def _load(files: dict[str, Callable[[], bytes]], member: str, path: Path | str) -> dict[str, Any]:
+    """The dict that is pickled in a member of the archive."""
     where = f"{path}: {member}"
     if member not in files:
         raise InputError(f"{where} is missing")
     try:
-        # Python 2 pickled its strings as bytes; latin1 keeps every byte.
+        # Python 2 pickled its strings as bytes. latin1 keeps every byte.
         content = _Unpickler(BytesIO(files[member]()), encoding="latin1").load()
-    except Exception as error:  # a broken pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise any error
         raise InputError(f"{where} could not be unpickled: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{where} must hold a dict, not {type(content).__name__}")
@@ -122,6 +126,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _batch(content: dict[str, Any], archive: Archive, where: str) -> Split:
+    """The images and labels of one member, whose dict is `content`."""
     for key in ("data", archive.labels):
         if key not in content:
             raise InputError(f"{where} has no {key}, only {', '.join(sorted(content))}")
@@ -137,12 +142,14 @@ def _batch(content: dict[str, Any], archive: Archive, where: str) -> Split:
             raise InputError(
                 f"{where}: {archive.labels} must be 0 to {archive.classes - 1}, not {label!r}"
             )
-    # Planes of one colour, row by row.
+    # A row of `data` is the red plane, then the green and the blue one, each row by row.
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Split(np.ascontiguousarray(images), np.array(labels, np.int64))
 
 
-def _check_counts(labels: np.ndarray, per_class: int, classes: list[str], where: str) -> None:
+def _check_counts(
+    labels: npt.NDArray[np.int64], per_class: int, classes: list[str], where: str
+) -> None:
     if len(labels) != (needed := per_class * len(classes)):
         raise InputError(f"{where} must hold {needed} images, not {len(labels)}")
     for name, count in zip(classes, np.bincount(labels, minlength=len(classes))):
@@ -150,8 +157,12 @@ def _check_counts(labels: np.ndarray, per_class: int, classes: list[str], where:
             raise InputError(f"{where} must hold {per_class} images a class, not {count} of {name}")
 
 
-def prepare(p: Cifar) -> tuple[dict[str, Split], list[str]]:
-    """The splits train, validation, captioned and test, and the classes' names."""
+def prepare_cifar(p: Cifar) -> tuple[dict[str, Split], list[str]]:
+    """The splits train, validation, captioned and test, and the classes' names.
+
+    Downloads the archive if the params name no local one. Raises InputError if the archive is not
+    to be had or not as published, and if the splits need more images than there are.
+    """
     archive = ARCHIVES[p.name]
     checksum = f"sha256:{p.sha256}" if p.sha256 else archive.md5
     if p.archive is None:
@@ -160,7 +171,9 @@ def prepare(p: Cifar) -> tuple[dict[str, Split], list[str]]:
         path = Path(p.archive)
         whose = "dataset.sha256" if p.sha256 else "the official one, where dataset.sha256 is null"
         verify(path, checksum, f"dataset.archive, checked against {whose}")
-    official, test, classes = read(path, p.name)
+    official, test, classes = read_cifar(path, p.name)
     parts = divide(official.labels, p.validation, p.train_per_class, p.captioned_images, p.seed)
-    splits = {name: Split(*(x[ids] for x in official)) for name, ids in parts.items()}
+    splits = {
+        name: Split(official.images[ids], official.labels[ids]) for name, ids in parts.items()
+    }
     return splits | {"test": test}, classes

@@ -1,24 +1,28 @@
 """CIFAR-100-C and CIFAR-10-C, the published corrupted test sets (Hendrycks and Dietterich, 2019).
 
-One `<corruption>.npy` a corruption, uint8 (5 N, 32, 32, 3): the N test images in order at severity
-1, then at severity 2, to 5; and `labels.npy` (5 N,).
+A file `<corruption>.npy` for each corruption, uint8 (5 N, 32, 32, 3): the N test images in order at
+severity 1, then at severity 2, and so on to 5; and `labels.npy` (5 N,).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from richkd.base.download import members
 from richkd.base.errors import InputError
 
+Array = npt.NDArray[Any]
+Loaders = Mapping[str, Callable[[], Array]]  # by file name
+
 
 class Official(NamedTuple):
-    """What `download.fetch` needs."""
+    """A published archive, for `download.fetch`."""
 
     file: str
     md5: str
@@ -30,35 +34,28 @@ OFFICIAL = {
 }
 
 
-def read(
-    path: Path | str, names: Sequence[str], severities: Sequence[int], labels: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
+def read_cifar_c(
+    path: Path | str, names: Sequence[str], severities: Sequence[int], labels: Array
+) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
     """Each corruption's name and images uint8 (len(severities) * N, 32, 32, 3), by severity.
 
-    path: the tar, or the folder it was unpacked in. labels: those of the N test images in order.
-    Raises InputError, before it yields anything, where a file is missing or the labels are others,
-    and later where a file is not whole or not of that dtype and shape.
+    path: the tar, or the folder into which it was unpacked. labels (N,): of the test images in
+    order. Raises InputError for a missing file or other labels before anything is yielded, and
+    later for a file that is damaged or has another dtype or shape.
     """
     if unknown := set(severities) - set(range(1, 6)):
         raise InputError(f"severities must be 1 to 5, not {min(unknown)}")
-    with _arrays(Path(path)) as arrays:
+    with _loaders(Path(path)) as loaders:
         needed = [*names, "labels"]
-        if missing := [f"{name}.npy" for name in needed if f"{name}.npy" not in arrays]:
+        if missing := [f"{name}.npy" for name in needed if f"{name}.npy" not in loaders]:
             raise InputError(f"{path} has no {', '.join(missing)}")
-
-        def load(name: str) -> np.ndarray:
-            try:
-                return arrays[f"{name}.npy"]()
-            except Exception as error:  # what numpy raises depends on where the file ends
-                raise InputError(f"{path}: {name}.npy is not whole: {error}") from None
-
-        if not np.array_equal(load("labels"), np.tile(labels, 5)):
+        if not np.array_equal(_load(loaders, "labels", path), np.tile(labels, 5)):
             raise InputError(
                 f"{path}: labels.npy must hold the {len(labels)} test labels five times over"
             )
         shape = (5 * len(labels), 32, 32, 3)
         for name in names:
-            images = load(name)
+            images = _load(loaders, name, path)
             if images.dtype != np.uint8 or images.shape != shape:
                 raise InputError(
                     f"{path}: {name}.npy must be uint8 {shape}, not {images.dtype} {images.shape}"
@@ -67,9 +64,16 @@ def read(
             yield name, np.concatenate([blocks[severity - 1] for severity in severities])
 
 
+def _load(loaders: Loaders, name: str, path: Path | str) -> Array:
+    try:
+        return loaders[f"{name}.npy"]()
+    except Exception as error:  # numpy's error depends on where the file ends
+        raise InputError(f"{path}: {name}.npy is not whole: {error}") from None
+
+
 @contextmanager
-def _arrays(path: Path) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
-    """By file name, what loads each array: from a folder mapped, from a tar read into memory."""
+def _loaders(path: Path) -> Iterator[Loaders]:
+    """Functions that load the arrays: mapped from a folder, or read from a tar into memory."""
     if path.is_dir():
         folders = [path, *sorted(path.glob("CIFAR*-C"))]
         folder = next((x for x in folders if (x / "labels.npy").exists()), path)
@@ -82,5 +86,5 @@ def _arrays(path: Path) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
         yield {Path(name).name: partial(_parse, content) for name, content in files.items()}
 
 
-def _parse(content: Callable[[], bytes]) -> np.ndarray:
+def _parse(content: Callable[[], bytes]) -> Array:
     return np.lib.format.read_array(BytesIO(content()), allow_pickle=False)

@@ -1,11 +1,12 @@
-"""A prepared data set: splits of images and labels, and what there is to know about them."""
+"""A prepared data set on disk: splits of images and labels, and the facts about the whole set."""
 
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -19,36 +20,38 @@ CORRUPTED, SHIFTED = Path("data/corrupted"), Path("data/shifted")
 class Split(NamedTuple):
     """Images uint8 (N, H, W, 3) and labels int64 (N,)."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
 
 
 class Manifest(NamedTuple):
-    """Images in files that stay where they are: `paths`, N of them, below `root`.
+    """N images in files that stay where they are: `paths`, relative to the folder `root`.
 
-    Labels int64 (N,); sizes int32 (N, 2), width and height as they are looked at, and bytes int64
-    (N,), by which other files make another data set; plain bool (N,), whether it is an upright JPEG
-    in RGB or grey, which a GPU can decode.
+    labels int64 (N,). sizes int32 (N, 2) are width and height of the upright image, and bytes int64
+    (N,) the sizes of the files; both change when somebody changes the files. plain bool (N,) says
+    whether a file is an upright JPEG in RGB or grey, which a GPU can decode.
     """
 
     root: str
     paths: list[str]
-    labels: np.ndarray
-    sizes: np.ndarray
-    bytes: np.ndarray
-    plain: np.ndarray
+    labels: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+    bytes: npt.NDArray[np.int64]
+    plain: npt.NDArray[np.bool_]
 
-    def take(self, ids: np.ndarray) -> "Manifest":
-        arrays = (x[ids] for x in (self.labels, self.sizes, self.bytes, self.plain))
-        return Manifest(self.root, [self.paths[i] for i in ids], *arrays)
+    def take(self, ids: npt.NDArray[np.int64]) -> "Manifest":
+        """The manifest of the images `ids` alone, in their order."""
+        paths = [self.paths[i] for i in ids]
+        sizes, lengths = self.sizes[ids], self.bytes[ids]
+        return Manifest(self.root, paths, self.labels[ids], sizes, lengths, self.plain[ids])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
     """The classes' names in order, and the training pixels' mean and sd a channel, in [0, 1].
 
-    Of images in files also the classes' folders, in the same order, and the files left out since
-    they cannot be read.
+    For images in files also the classes' folders, in the same order, and the files that were left
+    out because they cannot be read.
     """
 
     name: str
@@ -60,25 +63,26 @@ class Info:
 
     @property
     def whole_imagenet(self) -> bool:
-        """Whether figures published for ImageNet's 1,000 classes are to be held against it."""
+        """Whether results can be compared with those published for ImageNet's 1,000 classes."""
         return self.name == "imagenet" and len(self.classes) == 1000
 
 
 def picture(path: Path | str) -> Image.Image:
-    """An image file as it is looked at: upright, in RGB; InputError names one that is broken."""
+    """An image file decoded: upright, in RGB. InputError names a file that is broken."""
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at white
+            image: Image.Image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of grey: PIL would make 256 and above white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert("RGB")
-    except Exception as error:  # what PIL raises depends on where it is broken
+    except Exception as error:  # PIL's error depends on where the file is broken
         raise InputError(f"{path} cannot be decoded: {one_line(error)}") from None
 
 
 def save_split(path: Path | str, split: Split | Manifest) -> None:
-    tensors = split._asdict()
-    if isinstance(split, Manifest):  # names may hold any byte but 0
+    """Write a split as a safetensors file."""
+    tensors: dict[str, Any] = split._asdict()
+    if isinstance(split, Manifest):  # file names can have any byte except 0
         text = os.fsencode("\0".join([tensors.pop("root"), *tensors.pop("paths")]))
         tensors["files"] = np.frombuffer(text, np.uint8)
     with replacing(path) as part:
@@ -86,7 +90,7 @@ def save_split(path: Path | str, split: Split | Manifest) -> None:
 
 
 def load_split(path: Path | str) -> Split | Manifest:
-    """InputError where the file is not whole."""
+    """Read what `save_split` wrote. InputError if the file is damaged."""
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -98,8 +102,10 @@ def load_split(path: Path | str) -> Split | Manifest:
 
 
 def save_info(path: Path | str, info: Info) -> None:
+    """Write the facts about a data set as JSON."""
     write_json(path, asdict(info))
 
 
 def load_info(path: Path | str) -> Info:
+    """Read what `save_info` wrote. InputError if the file is damaged."""
     return Info(**read_json(path))

@@ -6,10 +6,13 @@ parts. Each split is composed from its own pool of scans: no scan is in two spli
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from richkd.base.errors import InputError
 from richkd.data.dataset import Split
 from richkd.params import Digits
+
+Scans = npt.NDArray[np.uint8]  # (n, 8, 8), all of one digit
 
 UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -22,14 +25,17 @@ CLASSES = UNITS + [
 POOLS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
 
-def pools(seed: int) -> dict[str, list[np.ndarray]]:
-    """Split the scans: for each pool ten arrays uint8 (n, 8, 8), one a digit, stratified."""
+def pools(seed: int) -> dict[str, list[Scans]]:
+    """The scans of each pool, as ten arrays uint8 (n, 8, 8): those of digit 0, of digit 1, …
+
+    Every pool gets its share of each digit.
+    """
     from sklearn.datasets import load_digits
 
     scans = load_digits()
     images = np.round(scans.images * (255 / 16)).astype(np.uint8)
     rng = np.random.default_rng([seed, 0])
-    split = {name: [] for name in POOLS}
+    split: dict[str, list[Scans]] = {name: [] for name in POOLS}
     for digit in range(10):
         order = rng.permutation(np.flatnonzero(scans.target == digit))
         ends = np.round(np.cumsum(list(POOLS.values())) * len(order)).astype(int)
@@ -39,11 +45,12 @@ def pools(seed: int) -> dict[str, list[np.ndarray]]:
 
 
 def compose(
-    pool: list[np.ndarray], numbers: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` images of two-digit `numbers`, one a class and as even as can be, in random order.
+    pool: list[Scans], numbers: npt.NDArray[np.int64], count: int, rng: np.random.Generator
+) -> Split:
+    """`count` images of the two-digit `numbers`, as many of each as of any other, in random order.
 
-    Returns images uint8 (count, 16, 16, 3) and labels int64 (count,), positions in `numbers`.
+    Each of `numbers` is a class: images uint8 (count, 16, 16, 3), and labels int64 (count,), which
+    are positions in `numbers`.
     """
     labels = rng.permutation(np.arange(count) % len(numbers))
     images = np.zeros((count, 16, 16), np.uint8)
@@ -52,11 +59,15 @@ def compose(
         for i, (digit, top) in enumerate(zip(digits, tops)):
             scan = pool[digit][rng.integers(len(pool[digit]))]
             images[i, top : top + 8, side * 8 : side * 8 + 8] = scan
-    return np.repeat(images[..., None], 3, axis=-1), labels
+    return Split(np.repeat(images[..., None], 3, axis=-1), labels)
 
 
-def prepare(p: Digits) -> tuple[dict[str, Split], list[str]]:
-    """The splits train, validation, test and captioned, and the classes' names."""
+def prepare_digits(p: Digits) -> tuple[dict[str, Split], list[str]]:
+    """The splits train, validation, test and captioned, and the classes' names.
+
+    Raises InputError for unknown class names, for less than two classes, and for a split with less
+    than one image a class.
+    """
     classes = CLASSES if p.classes == "all" else list(p.classes)
     if unknown := [name for name in classes if name not in CLASSES]:
         raise InputError(
@@ -81,5 +92,5 @@ def prepare(p: Digits) -> tuple[dict[str, Split], list[str]]:
     splits = {}
     for stream, (name, count) in enumerate(counts.items(), start=1):
         rng = np.random.default_rng([p.seed, stream])
-        splits[name] = Split(*compose(scans[name], numbers, count, rng))
+        splits[name] = compose(scans[name], numbers, count, rng)
     return splits, classes

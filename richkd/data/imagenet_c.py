@@ -1,7 +1,7 @@
 """ImageNet-C, the published corrupted validation images (Hendrycks and Dietterich, ICLR 2019).
 
-`<corruption>/<severity>/<wnid>/<name>.JPEG`, 224 × 224; the corruptions side by side, or in the
-folders of the published archives (`noise/gaussian_noise/…`).
+`<corruption>/<severity>/<wnid>/<name>.JPEG`, 224 × 224. The corruptions' folders lie side by side,
+or in the folders of the published archives (`noise/gaussian_noise/…`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ import numpy as np
 
 from richkd.base.errors import InputError
 from richkd.data.dataset import Manifest
-from richkd.data.folder import say_unreadable, scan
+from richkd.data.folder import report_unreadable, scan
 
 
-def read(
+def read_imagenet_c(
     path: Path | str,
     names: Sequence[str],
     severities: Sequence[int],
@@ -23,8 +23,9 @@ def read(
 ) -> Iterator[tuple[str, Manifest]]:
     """Each corruption's name and files, by severity and in the order of the test images.
 
-    Labels are those of `test`, whose files are found by class and name. InputError, before it yields
-    anything, where a corruption is missing, and later where a file is missing or cannot be read.
+    The labels are those of `test`, whose images are found by class and file name; `folders` are the
+    classes' folders. Raises InputError for a missing corruption before anything is yielded, and
+    later for a file that is missing or cannot be read.
     """
     root = Path(path)
     places = {name: [*root.glob(name), *root.glob(f"*/{name}")] for name in names}
@@ -43,5 +44,5 @@ def read(
             files += [(str(found[stem].relative_to(root)), 0) for stem in stems]
         manifest, unreadable = scan(root, files, name)
         if unreadable:
-            say_unreadable(unreadable, 0, "ImageNet-C", root)
+            report_unreadable(unreadable, 0, "ImageNet-C", root)
         yield name, manifest._replace(labels=np.tile(test.labels, len(severities)))

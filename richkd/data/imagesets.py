@@ -1,9 +1,9 @@
 """Image sets for training and for inference, of arrays and of files alike.
 
-Files are read, decoded and cut by threads while the device works on the batches before: torchvision's
-decoders leave Python's lock alone, and nothing is copied between processes. What they give depends
-neither on their number nor on that of the processes. A GPU decodes JPEGs itself, to slightly other
-pixels than a CPU.
+Threads read, decode and cut the files of the next batches while the device works on a batch:
+torchvision's decoders release Python's lock, and nothing is copied between processes. Neither the
+number of threads nor that of processes changes the result. A GPU decodes JPEGs itself, to pixels
+that differ slightly from those of a CPU.
 """
 
 import os
@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -25,14 +26,14 @@ from richkd import params
 from richkd.base.errors import InputError, one_line
 from richkd.data.dataset import Manifest, Split, picture
 from richkd.data.resident import ResidentSet, normalise, to_input
-from richkd.data.views import Center, RandomResizedCrop, Views
+from richkd.data.views import Center, Preprocessing, RandomResizedCrop, Views
 
 AHEAD = 4  # batches that are read while the device works on the one before
-AT_ONCE = 32  # files that a GPU decodes, which it holds in full
+AT_ONCE = 32  # files that a GPU decodes together; it holds them in full size
 
 
-def read(path: Path | str) -> Tensor:
-    """A file's bytes, uint8 (n,); InputError where it cannot be read."""
+def read_bytes(path: Path | str) -> Tensor:
+    """A file's bytes, uint8 (n,). InputError if the file cannot be read."""
     try:
         return read_file(str(path))
     except RuntimeError as error:
@@ -40,10 +41,10 @@ def read(path: Path | str) -> Tensor:
 
 
 def decode(path: Path | str) -> Tensor:
-    """RGB uint8 (3, H, W), upright; InputError names a file that is broken."""
-    content = read(path)
+    """RGB uint8 (3, H, W), upright. InputError names a file that is broken."""
+    content = read_bytes(path)
     if content[:2].tolist() != [0xFF, 0xD8]:
-        # By PIL, since a broken PNG makes torchvision 0.29 end the process.
+        # PIL decodes all but JPEGs: a broken PNG makes torchvision 0.29 end the process.
         return torch.from_numpy(np.array(picture(path))).permute(2, 0, 1)
     try:
         return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
@@ -52,13 +53,13 @@ def decode(path: Path | str) -> Tensor:
 
 
 def cut_center(image: Tensor, center: Center) -> Tensor:
-    """uint8 (3, H, W) to (3, size, size), as torchvision's presets for inference do it."""
+    """uint8 (3, H, W) to (3, size, size), as torchvision's presets for inference cut an image."""
     way = InterpolationMode(center.interpolation)
     return TF.center_crop(TF.resize(image, [center.resize], way, antialias=True), [center.size])
 
 
 def cut(image: Tensor, views: RandomResizedCrop, view_id: int, number: int) -> Tensor:
-    """The view of image `number`: uint8 (3, H, W) to (3, size, size)."""
+    """A view of image number `number`: uint8 (3, H, W) to (3, size, size)."""
     top, left, height, width, mirrored = views.box(view_id, number, image.shape[2], image.shape[1])
     part = image[:, top : top + height, left : left + width]
     part = TF.resize(part, [views.size] * 2, antialias=True)
@@ -66,88 +67,94 @@ def cut(image: Tensor, views: RandomResizedCrop, view_id: int, number: int) -> T
 
 
 class FileSet:
-    """Images in files: `start` gets the batches to come, `advance` begins the next of them.
+    """Images in files, cut anew for every batch.
 
-    `batch` then gives that one, until the next begins. A view id is the centre's or one of `views`.
+    `begin_epoch` gets all batches of an epoch, so that threads can read ahead; `next_batch` begins
+    the next of them; then `batch` gives the images of this batch. A view id is the one of the
+    centre or one of `views`. `threads` are as many as the process has CPUs, unless given.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        mean: Sequence[float],
-        std: Sequence[float],
+        preprocessing: Preprocessing,
         views: RandomResizedCrop,
-        center: Center,
         device: torch.device,
         threads: int | None = None,
     ):
-        self.manifest, self.mean, self.std, self.views, self.center = (
-            manifest,
-            mean,
-            std,
-            views,
-            center,
-        )
-        self.device = device
+        assert preprocessing.center, "files are always cut"
+        self.manifest, self.preprocessing, self.views = manifest, preprocessing, views
+        self.center, self.device = preprocessing.center, device
         self.labels = torch.from_numpy(manifest.labels).to(device)
-        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self.readers = ThreadPoolExecutor(threads or max(1, cpus() // on_this_machine))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
+        self.readers = ThreadPoolExecutor(threads or max(1, cpus() // processes))
         self.assembler = ThreadPoolExecutor(1)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # There once: sent with each batch they would make the host wait.
-        self.normalisation = [torch.tensor(x, device=device) for x in (mean, std)]
-        self.pixels: Tensor | None = None
+        # Sent to the device once: sending mean and std with each batch would make the host wait.
+        self.mean, self.std = (
+            torch.tensor(x, device=device) for x in (preprocessing.mean, preprocessing.std)
+        )
+        # The memory of `batch`, as large as the largest batch so far.
+        self.pixels = torch.empty(0, 3, self.center.size, self.center.size, device=device)
+        self.batches: Iterator[list[tuple[int, int]]] = iter(())  # that nobody reads yet
+        self.ahead: deque[Future[Tensor]] = deque()  # batches that threads read
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def reader(self) -> "FileSet":
-        """Each training run has its own batches; the threads that read are shared."""
+        """The set for one training run, with batches of its own. Runs share the reading threads."""
         other = copy(self)
-        other.assembler, other.pixels = ThreadPoolExecutor(1), None
+        other.assembler, other.pixels = ThreadPoolExecutor(1), torch.empty_like(self.pixels[:0])
         return other
 
-    @torch.inference_mode(False)  # `predict` may ask, and threads know nothing of its mode
-    def start(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """The (ids, view_ids) of what `advance` and `batch` will be asked for."""
-        # All at once: each would make the host wait for the device.
+    # `predict` calls this in inference mode, which the threads do not share.
+    @torch.inference_mode(False)
+    def begin_epoch(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """The (ids, view_ids) of all batches to come, int64 (B,) each, on the device."""
+        # All in one copy: a copy for each batch would make the host wait each time.
         lengths = [len(ids) for ids, _ in batches]
         pairs = zip(*(torch.cat(part).tolist() for part in zip(*batches)))
         self.batches = iter([list(islice(pairs, length)) for length in lengths])
-        if self.pixels is None or len(self.pixels) < max(lengths):
-            self.pixels = torch.empty(
-                max(lengths), 3, self.center.size, self.center.size, device=self.device,
-                memory_format=torch.channels_last,
-            )  # fmt: skip
-        self.ahead: deque[Future[Tensor]] = deque()
+        if len(self.pixels) < max(lengths):
+            shape = max(lengths), 3, self.center.size, self.center.size
+            self.pixels = torch.empty(shape, device=self.device, memory_format=torch.channels_last)
+        self.ahead = deque()
         for _ in range(AHEAD):
             self._read_next()
 
     @torch.inference_mode(False)
-    def advance(self) -> None:
-        """The next of these batches begins."""
+    def next_batch(self) -> None:
+        """The next batch of the epoch begins. InputError names a file that cannot be decoded."""
         pixels = self.ahead.popleft().result()
         self._read_next()
         if self.stream:
             pixels.record_stream(torch.cuda.current_stream(self.device))
-        normalise(self.pixels[: len(pixels)].copy_(pixels), *self.normalisation)
+        normalise(self.pixels[: len(pixels)].copy_(pixels), self.mean, self.std)
 
     def batch(self, ids: Tensor, view_ids: Tensor) -> Tensor:
-        """The batch that has begun, which is of these: float32 (B, 3, size, size)."""
+        """The batch that has begun, whose ids and view ids these are: float32 (B, 3, size, size).
+
+        The next batch takes the same memory.
+        """
         return self.pixels[: len(ids)]
 
     def _read_next(self) -> None:
+        """Let threads read one more batch, if the epoch has one."""
         if (batch := next(self.batches, None)) is None:
             return
         shape = len(batch), 3, self.center.size, self.center.size
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.stream is not None)
-        parts = [self.readers.submit(self._read, *pair, out) for pair, out in zip(batch, pixels)]
+        parts = [
+            self.readers.submit(self._read, number, view_id, out)
+            for (number, view_id), out in zip(batch, pixels)
+        ]
         self.ahead.append(self.assembler.submit(self._assemble, batch, parts, pixels))
 
     def _read(self, number: int, view_id: int, out: Tensor) -> Tensor | None:
-        """Fill `out`, or return the file's bytes where they are for the GPU."""
+        """Decode and cut an image into `out`. If the GPU is to decode: return the file's bytes."""
         if self.stream and self.manifest.plain[number]:
-            return read(self._path(number))
+            return read_bytes(self._path(number))
         out.copy_(self._cut(decode(self._path(number)), number, view_id))
         return None
 
@@ -166,12 +173,12 @@ class FileSet:
                 try:
                     images = decode_jpeg(list(contents), ImageReadMode.RGB, self.device)
                     cuts = [self._cut(image, *batch[slot]) for slot, image in zip(slots, images)]
-                except RuntimeError:  # one that the GPU cannot decode, or that is broken
+                except RuntimeError:  # a file is broken, or the GPU cannot decode it
                     cuts = [self._cut(decode(self._path(batch[x][0])), *batch[x]) for x in slots]
                 for slot, part in zip(slots, cuts):
                     pixels[slot].copy_(part)
-                # The decoder writes without waiting for this stream, into memory that the images
-                # before have left.
+                # The decoder does not wait for this stream: it would write the next images into
+                # memory that these images have just left and the stream still reads.
                 self.stream.synchronize()
         return pixels
 
@@ -185,29 +192,28 @@ class FileSet:
 
 
 class Pixels:
-    """Arrays as inputs, normalised as asked for: of a tensor (N, 3, H, W) what `engine.predict` uses.
+    """Arrays as `engine.Images`: a batch is normalised when it is taken.
 
-    `images` uint8 (n, H, W, 3), which may lie on the disk; `ids` are those of them that are meant,
-    by default all.
+    `images` uint8 (n, H, W, 3), which can lie on the disk; `ids` (N,) are the images to take, all
+    of them unless given.
     """
 
     def __init__(
         self,
-        images: np.ndarray,
-        mean: Sequence[float],
-        std: Sequence[float],
+        images: npt.NDArray[np.uint8],
+        preprocessing: Preprocessing,
         device: torch.device,
-        ids: np.ndarray | None = None,
+        ids: npt.NDArray[np.int64] | None = None,
     ):
-        self.images, self.mean, self.std, self.device = images, mean, std, device
+        self.images, self.preprocessing, self.device = images, preprocessing, device
         self.ids = np.arange(len(images)) if ids is None else ids
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, ids: Tensor | slice) -> "Pixels":
-        ids = ids if isinstance(ids, slice) else ids.cpu().numpy()
-        return Pixels(self.images, self.mean, self.std, self.device, self.ids[ids])
+    def __getitem__(self, ids: Tensor | slice, /) -> "Pixels":
+        chosen = self.ids[ids if isinstance(ids, slice) else ids.cpu().numpy()]
+        return Pixels(self.images, self.preprocessing, self.device, chosen)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -216,16 +222,16 @@ class Pixels:
     def new_zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, device=self.device)
 
-    def split(self, batch_size: int) -> Iterator[Tensor]:
+    def split(self, batch_size: int, /) -> Iterator[Tensor]:
         for start in range(0, len(self), batch_size):
             part = self.images[self.ids[start : start + batch_size]]
-            yield to_input(part, self.mean, self.std, self.device)
+            yield to_input(part, self.preprocessing, self.device)
 
 
 class Centers:
-    """The centre views of files as inputs: of a tensor (N, 3, H, W) what `engine.predict` uses.
+    """The centres of image files as `engine.Images`; `ids` (N,) are the images to take.
 
-    A batch holds until the next is asked for.
+    A batch of `split` is overwritten by the next one.
     """
 
     def __init__(self, files: FileSet, ids: Tensor):
@@ -234,7 +240,7 @@ class Centers:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, ids: Tensor | slice) -> "Centers":
+    def __getitem__(self, ids: Tensor | slice, /) -> "Centers":
         return Centers(self.files, self.ids[ids])
 
     @property
@@ -244,48 +250,43 @@ class Centers:
     def new_zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, device=self.device)
 
-    def split(self, batch_size: int) -> Iterator[Tensor]:
+    def split(self, batch_size: int, /) -> Iterator[Tensor]:
         centers = torch.full_like(self.ids, RandomResizedCrop.center)
         batches = list(zip(self.ids.split(batch_size), centers.split(batch_size)))
-        self.files.start(batches)
+        self.files.begin_epoch(batches)
         for batch in batches:
-            self.files.advance()
+            self.files.next_batch()
             yield self.files.batch(*batch)
 
 
 def for_training(
-    split: Split | Manifest,
-    mean: Sequence[float],
-    std: Sequence[float],
-    views: params.Views,
-    center: Center | None,
-    device: torch.device,
+    split: Split | Manifest, preprocessing: Preprocessing, views: params.Views, device: torch.device
 ) -> ResidentSet | FileSet:
-    """Batches of views of the images; `center` is how files are cut for the centre view."""
+    """The images as batches of their `views`."""
     if isinstance(split, Manifest):
+        assert isinstance(views, params.ResizedCrops)  # `richkd.params` allows no others for files
         crops = RandomResizedCrop(views.size, views.scale, views.ratio, views.flip)
-        return FileSet(split, mean, std, crops, center, device)
-    finite = Views(*split.images.shape[1:3], views.pad, views.flip)
-    return ResidentSet(split, mean, std, finite, device)
+        return FileSet(split, preprocessing, crops, device)
+    assert isinstance(views, params.PaddedCrops)  # and no others for arrays
+    _, height, width, _ = split.images.shape
+    finite = Views(height, width, views.pad, views.flip)
+    return ResidentSet(split, preprocessing, finite, device)
 
 
 def for_inference(
-    split: Split | Manifest,
-    mean: Sequence[float],
-    std: Sequence[float],
-    center: Center | None,
-    device: torch.device,
+    split: Split | Manifest, preprocessing: Preprocessing, device: torch.device
 ) -> Pixels | Centers:
     """The images as they are, or the centres of files."""
     if isinstance(split, Split):
-        return Pixels(split.images, mean, std, device)
-    crops = RandomResizedCrop(
-        center.size, (1.0, 1.0), (1.0, 1.0), False
-    )  # of which none is asked for
-    files = FileSet(split, mean, std, crops, center, device)
+        return Pixels(split.images, preprocessing, device)
+    assert preprocessing.center, "files are always cut"
+    unused = RandomResizedCrop(preprocessing.center.size, (1.0, 1.0), (1.0, 1.0), False)
+    files = FileSet(split, preprocessing, unused, device)
     return Centers(files, torch.arange(len(split.labels), device=device))
 
 
 def cpus() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """The number of CPUs that this process can use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

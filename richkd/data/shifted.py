@@ -1,9 +1,10 @@
-"""Further test sets, from somewhere else than the training images: where and what they are.
+"""Further test sets, which come from elsewhere than the training images.
 
 Folders by class: ImageNet-V2 (Recht et al., ICML 2019), -R (Hendrycks et al., ICCV 2021), -A
-(Hendrycks et al., CVPR 2021), -Sketch (Wang et al., NeurIPS 2019). A folder is named as in the
-training images, or, as in ImageNet-V2, by the number of the class. A set may hold some classes alone.
-Arrays: CIFAR-10.1 (Recht et al., 2018) and others like it, images and labels as two `.npy`.
+(Hendrycks et al., CVPR 2021), -Sketch (Wang et al., NeurIPS 2019). A folder has the name that the
+class has in the training images or, in ImageNet-V2, the number of the class. A set need not have
+every class.
+Arrays: CIFAR-10.1 (Recht et al., 2018) and sets like it, images and labels as two `.npy` files.
 """
 
 from collections.abc import Sequence
@@ -13,28 +14,32 @@ import numpy as np
 
 from richkd.base.errors import InputError
 from richkd.data.dataset import Info, Manifest, Split
-from richkd.data.folder import in_folders, say_unreadable, scan, subfolders, wnids
+from richkd.data.folder import in_folders, report_unreadable, scan, subfolders, wnids
 
 
-def read(path: str | Sequence[str], info: Info, test: Split | Manifest) -> Split | Manifest | None:
-    """The set, labelled as the training images; None where it is not there.
+def read_shifted(
+    path: str | Sequence[str], info: Info, test: Split | Manifest
+) -> Split | Manifest | None:
+    """The set at `path`, with the labels of the training images; None if nothing is at `path`.
 
-    InputError where it is no such set, knows other classes, holds what cannot be read, or arrays of
-    another size than the `test` images.
+    path: a folder, or the files of images and of labels. Raises InputError if the set has none of
+    the classes or an unknown one, if a file cannot be read, and for arrays whose size is not that
+    of the `test` images.
     """
     if isinstance(path, str):
-        return _folders(Path(path), info) if Path(path).is_dir() else None
+        return _read_folders(Path(path), info) if Path(path).is_dir() else None
     if not all(Path(x).is_file() for x in path):
         return None
-    return _arrays(*path, info, test.images.shape[1:])
+    assert isinstance(test, Split)  # the params allow arrays only beside arrays
+    images, labels = path
+    return _read_arrays(images, labels, info, test.images.shape[1:])
 
 
-def _arrays(images: str, labels: str, info: Info, shape: tuple[int, ...]) -> Split:
+def _read_arrays(images: str, labels: str, info: Info, shape: tuple[int, ...]) -> Split:
     try:
-        split = Split(*(np.lib.format.open_memmap(x, mode="r") for x in (images, labels)))
-    except Exception as error:  # what numpy raises depends on where the file ends
+        pixels, truth = (np.lib.format.open_memmap(x, mode="r") for x in (images, labels))
+    except Exception as error:  # numpy's error depends on where the file ends
         raise InputError(f"{images}, {labels}: not both arrays, or not whole: {error}") from None
-    pixels, truth = split
     if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
         needed = ", ".join(map(str, shape))
         raise InputError(f"{images} must be uint8 (N, {needed}), not {pixels.dtype} {pixels.shape}")
@@ -46,24 +51,29 @@ def _arrays(images: str, labels: str, info: Info, shape: tuple[int, ...]) -> Spl
     return Split(pixels, truth.astype(np.int64))
 
 
-def _folders(path: Path, info: Info) -> Manifest:
-    there = subfolders(path)
-    number_of = {folder: label for label, folder in enumerate(info.folders)}
-    if info.name == "imagenet" and there and all(name.isdecimal() for name in there):
-        every = wnids()
-        if wrong := [name for name in there if int(name) >= len(every)]:
-            raise InputError(f"{path}/{wrong[0]}: classes by number are 0 to {len(every) - 1}")
-        label_of = {name: number_of.get(every[int(name)]) for name in there}
-    else:
-        label_of = {name: number_of.get(name) for name in there}
-    kept = [name for name in there if label_of[name] is not None]
-    if not kept:
+def _read_folders(path: Path, info: Info) -> Manifest:
+    names = subfolders(path)
+    label_of = _labels(path, names, info)
+    if not label_of:
         raise InputError(f"{path} has no folder for any of the {len(info.folders)} classes")
-    if len(kept) < len(there):
-        print(f"{path}: {len(there) - len(kept)} classes that are not in the data set are left out")
-    # A path starts with the name of the folder that it lies in.
-    files = [(file, label_of[kept[label]]) for file, label in in_folders(path, kept)]
+    if len(label_of) < len(names):
+        left_out = len(names) - len(label_of)
+        print(f"{path}: {left_out} classes that are not in the data set are left out")
+    kept = list(label_of)
+    # `path` is a part of the files' paths: they are relative to the folder above it.
+    files = [(file, label_of[kept[position]]) for file, position in in_folders(path, kept)]
     manifest, unreadable = scan(path.parent, files, path.name)
     if unreadable:
-        say_unreadable(unreadable, 0, "a test set", path)
+        report_unreadable(unreadable, 0, "a test set", path)
     return manifest
+
+
+def _labels(path: Path, names: Sequence[str], info: Info) -> dict[str, int]:
+    """The labels of those folders of `names` whose class is in the data set."""
+    label_of = {folder: label for label, folder in enumerate(info.folders)}
+    if info.name == "imagenet" and names and all(name.isdecimal() for name in names):
+        every = wnids()
+        if wrong := [name for name in names if int(name) >= len(every)]:
+            raise InputError(f"{path}/{wrong[0]}: classes by number are 0 to {len(every) - 1}")
+        return {name: label_of[x] for name in names if (x := every[int(name)]) in label_of}
+    return {name: label_of[name] for name in names if name in label_of}

@@ -1,40 +1,44 @@
-"""Parts of a labelled set to train and validate with, even over its classes."""
+"""Parts of a labelled set for training and validation, with the classes spread evenly."""
 
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from richkd.base.errors import InputError
 
+Indices = npt.NDArray[np.int64]
 
-def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` different indices into `labels` (N,), sorted, as even over the classes as can be.
 
-    A larger count from the same state of `rng` gives the same indices and more.
-    Raises ValueError where `count` is more than N.
+def stratified(labels: Indices, count: int, rng: np.random.Generator) -> Indices:
+    """`count` different indices into `labels` (N,), sorted, spread over the classes evenly.
+
+    A larger count from the same state of `rng` gives the same indices and further ones.
+    Raises ValueError if `count` is larger than N.
     """
     if count > len(labels):
         raise ValueError(f"{count} of {len(labels)} labels")
     order = rng.permutation(len(labels))
     shuffled = labels[order]
-    # Which of its class, 0, 1, …: first take the first of each class, then the second of each.
+    # The number of an image within its class, from 0. First the first image of every class is
+    # taken, then the second of every class, and so on.
     turn = pd.Series(shuffled).groupby(shuffled).cumcount()
     return np.sort(order[np.argsort(turn.to_numpy(), kind="stable")[:count]])
 
 
 def divide(
-    labels: np.ndarray,
+    labels: Indices,
     validation: int,
     train_per_class: int | Literal["all"],
     captioned: int,
     seed: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Indices]:
     """Sorted indices into the training images' `labels` (N,) for each part.
 
-    "validation" depends on its size and the seed alone; "train" is `train_per_class` images a class
-    of the rest, or all; "captioned", also of the rest, may share images with "train".
-    Raises InputError where more is asked for than there is.
+    "validation" depends only on its size and the seed. "train" is `train_per_class` images a class
+    of the rest, or the whole rest. "captioned" is drawn from the rest too, and can share images
+    with "train". Raises InputError if a part is to have more images than there are.
     """
     classes = len(np.unique(labels))
     if validation > (most := len(labels) - classes):

@@ -1,11 +1,14 @@
-"""Augmentations whose every outcome has a number, the view id.
+"""How training images are varied, and what a network expects of its input.
 
-`Views` are those of small images: pad, crop, flip. A view id stands for (flip, dy, dx): the image is
+A random view of an image has a number, its view id, so that the images of a batch follow from two
+lists of numbers. There are two sets of views:
+
+`Views` is for small images: pad, crop, flip. A view id stands for (flip, dy, dx): the image is
 padded with black by `pad` pixels, cropped at (dy, dx) and then, if flip, mirrored. Pad 4 with flip
 gives the 162 views of CIFAR training. A finite set of views is what lets a teacher be a table.
 
-`RandomResizedCrop` is ImageNet's, of which there is no end: there a view id is the key of an epoch,
-from which each image's crop follows.
+`RandomResizedCrop` is for ImageNet, where the number of crops has no end. Here a view id is the key
+of an epoch, and key and image number together give the crop.
 """
 
 import math
@@ -21,7 +24,7 @@ from richkd import params
 
 
 class Views:
-    """All crops of `height` x `width` images padded by `pad`, and their mirrors if `flip`."""
+    """All crops of `height` x `width` images padded by `pad`, and their mirror images if `flip`."""
 
     def __init__(self, height: int, width: int, pad: int, flip: bool):
         self.height, self.width, self.pad, self.flip = height, width, pad, flip
@@ -32,12 +35,12 @@ class Views:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What tells this set from another."""
+        """The options that tell one set of views from another."""
         return {"pad": self.pad, "flip": self.flip}
 
     @property
     def center(self) -> int:
-        """The id of the image as it is."""
+        """The view id of the image as it is."""
         return self.pad * self.side + self.pad
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -45,10 +48,10 @@ class Views:
         return torch.randint(len(self), (n,), generator=generator, device=generator.device)
 
     def mirrored(self, padded: Tensor) -> Tensor:
-        """What `crop` reads, of padded images (N, C, H + 2 pad, W + 2 pad): (F, N, ..., C).
+        """Padded images (N, C, H + 2 pad, W + 2 pad) as `crop` reads them: (F, N, …, …, C).
 
-        F is 2 where there are mirrors, which are held beside the images: twice the memory, and a
-        view is one gather of whole pixel rows.
+        With flip F is 2: the mirror images are kept beside the images. That takes twice the memory,
+        and a view is then one gather of whole rows of pixels.
         """
         rows = padded.permute(0, 2, 3, 1)
         return torch.stack([rows, rows.flip(2)]) if self.flip else rows.contiguous()[None]
@@ -67,17 +70,19 @@ class Views:
     def apply(self, images: Tensor, view_ids: Tensor) -> Tensor:
         """The view `view_ids[i]` of image i: (N, C, H, W) and int64 (N,) to (N, C, H, W).
 
-        Raises ValueError for images of another size.
+        Raises ValueError for images of another size than the views.
         """
         if images.shape[2:] != (self.height, self.width):
             raise ValueError(
-                f"images are {tuple(images.shape[2:])}, the views are of {(self.height, self.width)}"
+                f"images are {tuple(images.shape[2:])}, "
+                f"the views are of {(self.height, self.width)}"
             )
         ids = torch.arange(len(images), device=images.device)
         padded = F.pad(images, [self.pad] * 4)  # black, before normalising
         return self.crop(self.mirrored(padded), ids, view_ids)
 
     def _split(self, view_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(flip, dy, dx) of each view id."""
         rows = view_ids // self.side
         return rows // self.side, rows % self.side, view_ids % self.side
 
@@ -93,14 +98,15 @@ class Box(NamedTuple):
 
 
 class RandomResizedCrop:
-    """Crops of `scale` of the area and of width to height within `ratio`, mirrored or not.
+    """Random crops of an image, resized to `size` x `size`; with `flip` one in two is mirrored.
 
-    As torchvision's transform of that name draws them (Szegedy et al., "Going Deeper with
-    Convolutions", CVPR 2015), but from a counter-based generator: a crop follows from the view id,
-    which stands for seed and epoch, and the image's number alone.
+    `scale` is the least and the largest part of the image's area, `ratio` the same of width to
+    height. Crops are drawn as torchvision's transform of this name draws them (Szegedy et al.,
+    "Going Deeper with Convolutions", CVPR 2015), but from a counter-based generator: a crop depends
+    only on the view id, which stands for seed and epoch, and on the image's number.
     """
 
-    center = -1  # the view id of no augmentation
+    center = -1  # the view id of the centre, without augmentation
     TRIES = 10
 
     def __init__(self, size: int, scale: Sequence[float], ratio: Sequence[float], flip: bool):
@@ -108,32 +114,39 @@ class RandomResizedCrop:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What tells this set from another."""
+        """The options that tell one set of views from another."""
         return {"size": self.size, "scale": self.scale, "ratio": self.ratio, "flip": self.flip}
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """The view id that the generator's seed stands for, int64 (n,), on its device."""
+        """`n` times the view id of the generator's seed, int64 (n,), on the generator's device."""
         return torch.full((n,), generator.initial_seed(), device=generator.device)
 
     def box(self, view_id: int, image: int, width: int, height: int) -> Box:
-        """The crop of image number `image` of this size; of the centre, ValueError."""
+        """The crop of image number `image`, which is `width` x `height` pixels.
+
+        Raises ValueError for the view id of the centre, which has no box.
+        """
         random = np.random.Generator(np.random.Philox(key=view_id, counter=[0, 0, 0, image]))
         mirrored = self.flip and random.random() < 0.5
+        smallest, largest = self.scale
+        narrowest, widest = self.ratio
         for _ in range(self.TRIES):
-            area = width * height * random.uniform(*self.scale)
-            ratio = math.exp(random.uniform(*map(math.log, self.ratio)))
+            area = width * height * random.uniform(smallest, largest)
+            ratio = math.exp(random.uniform(math.log(narrowest), math.log(widest)))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 top, left = random.integers([height - h + 1, width - w + 1])
                 return Box(int(top), int(left), h, w, mirrored)
-        # None fits into an image so long: the middle, as near to the allowed ratios as it can be.
-        w = min(width, round(height * self.ratio[1]))
-        h = min(height, round(width / self.ratio[0]))
+        # The image is too long for all of these crops. Take its middle, with a ratio as near to the
+        # allowed ones as the image permits.
+        w = min(width, round(height * widest))
+        h = min(height, round(width / narrowest))
         return Box((height - h) // 2, (width - w) // 2, h, w, mirrored)
 
 
 class Center(NamedTuple):
-    """How an image is cut for inference: the shorter side resized, the middle taken."""
+    """How an image is cut for inference: its shorter side is resized to `resize` pixels, then the
+    middle `size` x `size` pixels are taken."""
 
     resize: int
     size: int
@@ -141,7 +154,19 @@ class Center(NamedTuple):
 
     @classmethod
     def of(cls, views: params.Views) -> "Center | None":
-        """That of a network trained with these views; None where images are taken as they are."""
+        """The cut for a network trained with `views`; None where images are taken as they are."""
         if isinstance(views, params.ResizedCrops):
             return cls(views.resize, views.size)
         return None
+
+
+class Preprocessing(NamedTuple):
+    """What a network's input is normalised with, and how files are cut for the network.
+
+    mean and std have a number a channel, for pixels in [0, 1]. center is None where images are
+    taken as they are.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    center: Center | None = None

@@ -61,7 +61,8 @@ class TorchvisionTeacher:
     min_accuracy: Share
 
 
-Teacher = TrainedTeacher | CheckpointTeacher | MdistillerTeacher | TorchvisionTeacher
+ReadyMadeTeacher = CheckpointTeacher | MdistillerTeacher | TorchvisionTeacher
+Teacher = TrainedTeacher | ReadyMadeTeacher
 
 
 @section

@@ -32,9 +32,7 @@ class Recipe(NamedTuple):
 
     def mix(self, teacher: Array, clip: Array) -> Array:
         """z_F of both teachers' logits (..., classes), torch or numpy."""
-        return fuse_logits(
-            self.scales["teacher"] * teacher, self.scales["clip"] * clip, self.alpha
-        )
+        return fuse_logits(self.scales["teacher"] * teacher, self.scales["clip"] * clip, self.alpha)
 
     def save(self) -> None:
         write_json(FUSED, self._asdict())

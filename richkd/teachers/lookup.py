@@ -36,10 +36,11 @@ def identity(model: Path, views: ViewSet, held: str, top_k: int | None) -> dict[
     `online`.
     """
     record = read_json(f"{model}.json")
+    keys = ("mean", "std", "center", "input")
     parts = {
         "data set": sha256(TRAIN),
         "teacher": sha256(f"{model}.safetensors"),
-        "input of the teacher": {key: record.get(key) for key in ("mean", "std", "center", "input")},
+        "input of the teacher": {key: record.get(key) for key in keys},
         "set of views": {**views.described, "held": held},
         "top k": top_k,
     }
@@ -48,9 +49,7 @@ def identity(model: Path, views: ViewSet, held: str, top_k: int | None) -> dict[
     return parts
 
 
-def open_teacher(
-    name: str, views: ViewSet, device: torch.device, parts: Sequence[str]
-) -> Teacher:
+def open_teacher(name: str, views: ViewSet, device: torch.device, parts: Sequence[str]) -> Teacher:
     """The teacher `teacher`, `clip` or `fused`, for lookups of `parts` on the device.
 
     `parts` are some of logits, features and maps. InputError where a table was made from something
@@ -62,9 +61,7 @@ def open_teacher(
     recipe = load_recipe()
     for table, made_of in table_fingerprints().items():
         if recipe.tables[table] != made_of:
-            raise InputError(
-                f"{FUSED} was made of another {CACHE / table}: run `dvc repro fusion`"
-            )
+            raise InputError(f"{FUSED} was made of another {CACHE / table}: run `dvc repro fusion`")
     return Fused(recipe, *(_open_one(x, views, device, parts) for x in ("teacher", "clip")))
 
 
@@ -84,7 +81,7 @@ def _open_one(name: str, views: ViewSet, device: torch.device, parts: Sequence[s
         tqdm.write(f"{folder}: the teacher runs along, on the {device.type}")
         return Online(load_classifier(model, device), "maps" in parts)
     if "maps" in parts:
-        raise InputError(f"{folder} is a table, which has no feature maps: set cache.{name}: online")
+        raise InputError(f"{folder} is a table and has no feature maps: set cache.{name}: online")
     if top_k and "logits" in parts:
         parts = [*parts, "classes"]
     shape = made_from["shape"]

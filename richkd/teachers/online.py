@@ -24,7 +24,9 @@ class Online(Teacher):
     after each stage, too. InputError for a network whose maps are not known.
     """
 
-    def __init__(self, loaded: Loaded, maps: bool = False, data: ResidentSet | FileSet | None = None):
+    def __init__(
+        self, loaded: Loaded, maps: bool = False, data: ResidentSet | FileSet | None = None
+    ):
         self.loaded, self.has_maps, self.data = loaded, maps, data
         self.forward = with_maps(loaded.model) if maps else loaded.model
         self.output: ModelOutput | None = None

@@ -1,6 +1,5 @@
-"""Teachers that are not trained here: published checkpoints, local files, torchvision's."""
+"""Teachers that are not trained here: from published checkpoints, local files, torchvision."""
 
-from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
@@ -13,44 +12,40 @@ from richkd import models, weights
 from richkd.base import download
 from richkd.base.errors import InputError
 from richkd.base.files import sha256
-from richkd.data.views import Center
-from richkd.params import CheckpointTeacher, MdistillerTeacher, TorchvisionTeacher
+from richkd.data.views import Center, Preprocessing
+from richkd.params import MdistillerTeacher, ReadyMadeTeacher, TorchvisionTeacher
 
-# What mdistiller and the papers before it normalise CIFAR-100 with.
-MDISTILLER_MEAN, MDISTILLER_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+# The normalisation of CIFAR-100 in mdistiller and in the papers before it.
+MDISTILLER = Preprocessing((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
 class Teacher(NamedTuple):
-    """A classifier, what its input is normalised with, and where its weights come from.
+    """A classifier, the preprocessing of its input, and where its weights come from.
 
-    `center` is how it was published to see files, where that is known.
+    preprocessing.center is None where nothing says how files are cut for the classifier. data maps
+    the source of the weights to their hash or version.
     """
 
     arch: str
     model: nn.Module
-    mean: Sequence[float]
-    std: Sequence[float]
+    preprocessing: Preprocessing
     data: dict[str, str]
-    center: Center | None = None
 
 
-def obtain(
-    p: CheckpointTeacher | MdistillerTeacher | TorchvisionTeacher, num_classes: int
-) -> Teacher:
-    """The teacher that the params name; InputError where its weights cannot be had or do not fit."""
+def obtain(p: ReadyMadeTeacher, num_classes: int) -> Teacher:
+    """The teacher that the params name. InputError if its weights cannot be had or do not fit."""
     if isinstance(p, TorchvisionTeacher):
         return _torchvision(p, num_classes)
     model = models.create(p.arch, num_classes)
     if isinstance(p, MdistillerTeacher):
-        data = _mdistiller(p, model)
-        return Teacher(p.arch, model, MDISTILLER_MEAN, MDISTILLER_STD, data)
+        return Teacher(p.arch, model, MDISTILLER, _load_mdistiller(p, model))
     download.verify(p.path, f"sha256:{p.sha256}", "teacher.path")
     weights.load_into(model, p.path)
-    return Teacher(p.arch, model, p.mean, p.std, {p.path: p.sha256})
+    return Teacher(p.arch, model, Preprocessing(p.mean, p.std), {p.path: p.sha256})
 
 
-def _mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
-    """Fill the model from `cifar_teachers.tar`; where the weights come from."""
+def _load_mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
+    """Load the weights from `cifar_teachers.tar` into the model; returns `Teacher.data`."""
     name = models.REFERENCE_NAMES.get(p.arch, p.arch)
     member = f"cifar_teachers/{name}_vanilla/ckpt_epoch_240.pth"
     archive = download.fetch(
@@ -66,7 +61,7 @@ def _mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
             content = BytesIO(found[member]())
     except InputError:
         if p.sha256 is None:
-            archive.unlink()  # nothing vouches for it: the next try downloads it again
+            archive.unlink()  # it may be a wrong file, so the next try downloads it again
         raise
     content.name = f"{archive}: {member}"
     weights.load_into(model, content)
@@ -89,16 +84,20 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
     classes = len(chosen.meta["categories"])
     if classes != num_classes:
         raise InputError(
-            f"torchvision's {p.arch} with weights {p.weights} knows {classes} classes, the data set "
-            f"has {num_classes}"
+            f"torchvision's {p.arch} with weights {p.weights} knows {classes} classes, "
+            f"the data set has {num_classes}"
         )
     try:
         state: dict[str, Any] = chosen.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError, HTTPException) as error:  # no network; another hash; cut off
+    except (
+        OSError,
+        RuntimeError,
+        HTTPException,
+    ) as error:  # no network, another hash, or half a file
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"{chosen.url} could not be had ({error}): fetch it where there is a network and put it "
-            f"into {folder}"
+            f"{chosen.url} could not be had ({error}): fetch it where there is a network and put "
+            f"it into {folder}"
         ) from None
     model.load_state_dict(state)
     transforms = chosen.transforms()
@@ -106,4 +105,4 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
         transforms.resize_size[0], transforms.crop_size[0], transforms.interpolation.value
     )
     data = {chosen.url: str(chosen)}
-    return Teacher(name, model, transforms.mean, transforms.std, data, center)
+    return Teacher(name, model, Preprocessing(transforms.mean, transforms.std, center), data)

@@ -8,11 +8,12 @@ same. But for that rounding a lookup gives what the teacher gives for the augmen
 `validation.npy` (M, C), float32, has the teacher's logits on the validation images as they are.
 `richkd.teachers.caching` makes all these files.
 
-With top_k a row of logits is the k largest in falling order and, last, what all others share: the
-logarithm of the mean of their exponentials; `classes-…`, int16 or int32, are those of the k. A lookup
-gives all C again, the others equal. A loss then sees a teacher that spreads what it leaves to the
-rest evenly: at temperature 1 the k probabilities and the rest's sum are the teacher's own, at a
-higher one the rest's sum is larger than the teacher's.
+With top_k a row of logits holds the k largest in falling order and, last, one number for all other
+classes: the logarithm of the mean of their exponentials. `classes-…`, int16 or int32, says which
+classes the k are. A lookup gives all C logits again, those of the other classes equal. A loss then
+sees a teacher that gives the other classes equal shares: at temperature 1 the k probabilities, and
+the sum of the others, are the teacher's own; at a higher temperature that sum is larger than the
+teacher's.
 """
 
 from __future__ import annotations

@@ -45,10 +45,12 @@ class Teacher(ABC):
         return self
 
     def begin_epoch(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """The (ids, view_ids) of the epoch that begins."""
+        """The epoch begins whose batches are these (ids, view_ids)."""
+        return
 
     def next_batch(self) -> None:
         """The next of the epoch's batches begins."""
+        return
 
 
 class Embedder(nn.Module):

@@ -86,7 +86,7 @@ class _Normalise(torch.autograd.Function):
 
         _, *own = gradients(upstream, False, True, True)
         # What x does through the statistics takes from upstream its part along 1 and x-hat.
-        parts = distributed.total(torch.stack(own)) / ctx.count
-        along = F.batch_norm(x, mean, var, *parts, eps=ctx.eps)
+        of_weight, of_bias = distributed.total(torch.stack(own)) / ctx.count
+        along = F.batch_norm(x, mean, var, of_weight, of_bias, eps=ctx.eps)
         of_x, _, _ = gradients(upstream - along, True, False, False)
         return of_x, *own, *[None] * 4

@@ -120,11 +120,13 @@ class Run:
 
     def _graphs_wanted(self) -> bool:
         """Whether steps are captured as CUDA graphs; InputError where they must be and cannot."""
-        resident = isinstance(self.images, ResidentSet)  # threads that decode would meet the capture
+        # Threads that decode files would work on the device in the middle of a capture.
+        resident = isinstance(self.images, ResidentSet)
         possible = self.device.type == "cuda" and distributed.processes() == 1 and resident
         if self.runtime.step == "graph" and not possible:
             raise InputError(
-                "runtime.step is 'graph': needs a CUDA device, one process and images in arrays, use auto"
+                "runtime.step is 'graph': needs a CUDA device, one process and images in arrays, "
+                "use auto"
             )
         if self.runtime.step == "auto":
             return possible and not self.runtime.deterministic
@@ -234,7 +236,7 @@ class Run:
         graph.replay()
 
     def _finish(self, epoch: int, seen: int, progress: tqdm) -> None:
-        """Write the row of the epoch, in which this process has seen so many images; save the run."""
+        """Write the epoch's row and save the run; `seen` are this process's images of the epoch."""
         assert self.sums is not None  # an epoch has a step
         means = (distributed.total(self.sums) / (seen * distributed.processes())).tolist()
         self.sums.zero_()

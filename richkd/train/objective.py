@@ -16,8 +16,8 @@ from richkd.params import Ce, Term
 class Batch(NamedTuple):
     """What a term may know of a batch beside the classifier's output.
 
-    labels, ids and view_ids int64 (B,), of the training images that the classifier has seen; draw is
-    for what a term draws at random.
+    labels, ids and view_ids int64 (B,), of the training images that the classifier has seen. `draw`
+    is for what a term draws at random.
     """
 
     labels: Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -72,7 +71,7 @@ class Comparison(nn.Module):
         return self.loss(output.logits, self.teacher.logits(*where), *labels, **self.options)
 
     def _maps(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
-        """The sum over the stages, as published; of two sizes the larger is averaged to the smaller."""
+        """The sum over the stages, as published; larger maps are averaged to the smaller size."""
         total = student[0].new_zeros(())
         for own, theirs in zip(student, teacher, strict=True):
             size = min(own.shape[2], theirs.shape[2]), min(own.shape[3], theirs.shape[3])

@@ -1,4 +1,4 @@
-"""A device of its own for each job, with fake devices and real processes."""
+"""Each job reserves a device of its own: fake devices, real processes."""
 
 import subprocess
 import sys
@@ -8,14 +8,14 @@ import torch
 
 from richkd.base import devices, distributed
 
-# Takes one of three, says which, and holds it until its input ends.
+# Reserves one of three devices, prints its index, and keeps it until stdin ends.
 JOB = """
 import sys
 from pathlib import Path
 from richkd.base import devices
-devices.folder = lambda: Path(sys.argv[1])
+devices.lock_folder = lambda: Path(sys.argv[1])
 devices.WAIT = 0.05
-print(devices.take(("a", "b", "c")), flush=True)
+print(devices.reserve(("a", "b", "c")), flush=True)
 sys.stdin.read()
 """
 
@@ -42,37 +42,37 @@ def line(job):
     return job.stdout.readline().strip()
 
 
-def test_no_two_jobs_share_a_device_and_a_killed_one_frees_its_own(start):
-    taken = {line(job): job for job in [start() for _ in range(3)]}
-    assert set(taken) == {"0", "1", "2"}
+def test_no_two_jobs_share_a_device_and_a_killed_job_frees_its_device(start):
+    running = {line(job): job for job in [start() for _ in range(3)]}
+    assert set(running) == {"0", "1", "2"}
     late = start()
-    assert line(late) == "all 3 devices are taken by other jobs: waiting for one"
-    taken["1"].kill()
+    assert line(late) == "all 3 devices are used by other jobs: waiting for one"
+    running["1"].kill()
     assert line(late) == "1"
 
 
-def test_many_jobs_in_turn_never_meet(start):
-    """Eight jobs on three devices: each starts when another ends, and takes what that one had."""
+def test_many_jobs_in_turn_never_share_a_device(start):
+    """Eight jobs on three devices: a waiting job gets the device of the job that ends."""
     running = {int(line(job)): job for job in [start() for _ in range(3)]}
     assert set(running) == {0, 1, 2}
     for _ in range(5):
         device, job = running.popitem()
         waiting = start()
-        assert line(waiting).startswith("all 3 devices are taken")
+        assert line(waiting).startswith("all 3 devices are used")
         job.stdin.close()  # ends
         assert int(line(waiting)) == device
         running[device] = waiting
 
 
 def test_a_process_keeps_its_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "folder", lambda: tmp_path)
-    devices.take.cache_clear()
+    monkeypatch.setattr(devices, "lock_folder", lambda: tmp_path)
+    devices.reserve.cache_clear()
     try:
-        assert devices.take(("x", "y")) == devices.take(("x", "y")) == 0
+        assert devices.reserve(("x", "y")) == devices.reserve(("x", "y")) == 0
     finally:
-        while devices._held:
-            devices._held.pop().release()
-        devices.take.cache_clear()
+        while devices._locks:
+            devices._locks.pop().release()
+        devices.reserve.cache_clear()
 
 
 class Properties:
@@ -82,7 +82,7 @@ class Properties:
 
 @pytest.fixture
 def three_gpus(monkeypatch):
-    """As torch would say it of three, of which this process sets one as its own."""
+    """A machine with three GPUs; the list gets the device that the process chooses."""
     current = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(
@@ -92,14 +92,14 @@ def three_gpus(monkeypatch):
     return current
 
 
-def test_a_process_on_its_own_takes_one_by_its_uuid(three_gpus, monkeypatch):
+def test_a_single_process_reserves_a_gpu_by_its_uuid(three_gpus, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr(devices, "take", lambda names: names.index("gpu-2"))
-    assert distributed.start(torch.device("cuda")) == torch.device("cuda:2")
+    monkeypatch.setattr(devices, "reserve", lambda names: names.index("gpu-2"))
+    assert distributed.join(torch.device("cuda")) == torch.device("cuda:2")
     assert three_gpus == [torch.device("cuda:2")]
 
 
-def test_those_that_torchrun_started_take_all_in_order(three_gpus, monkeypatch):
+def test_processes_of_torchrun_use_the_gpus_in_order(three_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(devices, "take", lambda names: pytest.fail("no lock is asked for"))
-    assert distributed.start(torch.device("cuda")) == torch.device("cuda:1")
+    monkeypatch.setattr(devices, "reserve", lambda names: pytest.fail("nothing is reserved"))
+    assert distributed.join(torch.device("cuda")) == torch.device("cuda:1")

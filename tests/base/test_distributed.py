@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 from torch import multiprocessing, nn
+from toys import crd, kd, recipe
 
 from richkd import engine, models
 from richkd.base import distributed
 from richkd.base.errors import InputError
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
-from richkd.data.views import Views
-from richkd.losses import ContrastiveMemory
-from richkd.params import Runtime, Training
-from richkd.teachers.lookup import Table
+from richkd.data.views import Preprocessing, Views
+from richkd.params import Ce, Runtime, Training
+from richkd.teachers.fused import Fused
+from richkd.teachers.table import Table
 from richkd.train.batchnorm import synchronised
-from richkd.train.fit import Run, fit
-from richkd.train.objective import Objective
-from richkd.train.terms import FusedContrast, LogitDistillation, fused_logits
+from richkd.train.fit import Plan, Run, Sources, fit
+from richkd.train.terms import make_objective
 
 IMAGES, CLASSES = 32, 4
 TRAINING = Training(
@@ -30,10 +30,11 @@ TRAINING = Training(
     momentum=0.9, weight_decay=5e-4,
 )  # fmt: skip
 RUNTIME = Runtime(device="cpu", precision="fp32", deterministic=False, step="auto", seeds_at_once=1)
+CPU = torch.device("cpu")
 
 
-class Kept:
-    """A checkpoint that is never on disk."""
+class NoCheckpoint:
+    """Takes the place of a checkpoint, and writes nothing."""
 
     def load(self, device):
         return None
@@ -43,32 +44,43 @@ class Kept:
 
 
 def experiment(shared):
-    """The data, and an LF objective with its model, the same in every process."""
+    """The data, a model, and an objective with KD and CRD: the same in every process.
+
+    With `shared` the images of a batch share CRD's negatives.
+    """
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (IMAGES, 8, 8, 3), generator=draw, dtype=torch.uint8)
     split = Split(pixels.numpy(), (torch.arange(IMAGES) % CLASSES).numpy())
-    data = ResidentSet(split, [0.5] * 3, [0.25] * 3, Views(8, 8, 1, True), torch.device("cpu"))
-    shapes = (18, IMAGES, CLASSES), (18, IMAGES, 12)
-    tables = [Table(*(torch.randn(s, generator=draw) for s in shapes)) for _ in range(2)]
+    data = ResidentSet(split, Preprocessing([0.5] * 3, [0.25] * 3), Views(8, 8, 1, True), CPU)
+    shapes = {"logits": (18, IMAGES, CLASSES), "features": (18, IMAGES, 12)}
+    teacher, clip = (
+        Table({name: torch.randn(s, generator=draw) for name, s in shapes.items()}, CLASSES)
+        for _ in range(2)
+    )
     torch.manual_seed(0)
     model = models.create("resnet8", CLASSES)
-    memory = ContrastiveMemory(IMAGES, 8, 16, 0.1, 0.5, data.labels, shared)
-    kd = LogitDistillation(fused_logits(*tables, 0.7), 3.0)
-    contrast = FusedContrast(model.feature_dim, *tables, 0.7, memory)
-    return data, model, Objective(1.0, kd=(3.0, kd), crd=(0.8, contrast))
+    options = {"ce": Ce(), "kd": kd(), "crd": crd(negatives="shared" if shared else "per_sample")}
+    fused = Fused(recipe(), teacher, clip)
+    return data, model, make_objective(options, model, fused, data.labels)
 
 
-def train(data, model, objective, training=TRAINING):
+def prepare(data, model, objective, training=TRAINING):
     validation = data.batch(torch.arange(2), torch.arange(2)), data.labels[:2]
-    run = Run(model, objective, data, validation, training, 0, RUNTIME, Kept(), "test")
+    sources, plan = Sources(data, validation), Plan(training, RUNTIME, 0)
+    return Run(model, objective, sources, plan, NoCheckpoint(), "test")
+
+
+def train(data, model, objective):
+    run = prepare(data, model, objective)
     fit([run])
     return run.history
 
 
 def ends(shared):
-    """The history of an experiment and what it leaves, in 64 bits.
+    """The history of an experiment and its final states, computed in 64 bits.
 
-    In 32 bits rounding turns over a ReLU now and then, and from there runs part, by up to 4e-4.
+    In 32 bits rounding changes the sign before a ReLU now and then, after which two runs differ by
+    up to 4e-4.
     """
     data, model, objective = experiment(shared)
     data.mirrored = data.mirrored.double()
@@ -86,7 +98,7 @@ LAYERS = {
 
 
 def layer(name):
-    """A BatchNorm, a batch of it far from zero, and the gradient of what it makes of that."""
+    """A BatchNorm, a batch far from zero, and a gradient of the layer's output."""
     kind, shape, dtype = LAYERS[name]
     draw = torch.Generator().manual_seed(0)
     module = kind(shape[1])
@@ -97,7 +109,7 @@ def layer(name):
 
 
 def layer_step(module, batch, upstream):
-    """What is a row an image, the parameters' gradients, and the state after it."""
+    """Tensors with a row for each image, the parameters' gradients, and the state afterwards."""
     batch.requires_grad_()
     output = module(batch)
     output.backward(upstream)
@@ -111,26 +123,23 @@ def worker(rank, port, folder):
         "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     torch.set_num_threads(1)
-    engine.start("cpu")
+    engine.pick_device("cpu")
     results = {shared: ends(shared) for shared in (False, True)}
     layers = {}
     for name in LAYERS:
         module, *whole = layer(name)
         own = (tensor.chunk(2)[rank] for tensor in whole)
-        layers[name] = layer_step(synchronised(module, torch.device("cpu")), *own)
+        layers[name] = layer_step(synchronised(module, CPU), *own)
     fresh = models.create("resnet8", CLASSES)
     images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     logits = [engine.predict_logits(fresh, images[:n], 2) for n in (5, 2, 0)]
     logits.append(engine.predict(fresh, images, 2)[0])
     data, model, objective = experiment(shared=False)
     with pytest.raises(InputError) as caught:
-        train(data, model, objective, dataclasses.replace(TRAINING, batch_size=31))
-    nine = ResidentSet(
-        Split(np.zeros((9, 8, 8, 3), np.uint8), np.arange(9) % 2), [0.5] * 3, [0.5] * 3, data.views,
-        torch.device("cpu"),
-    )  # fmt: skip
-    how = dataclasses.replace(TRAINING, batch_size=4)
-    run = Run(model, objective, nine, (images, images), how, 0, RUNTIME, Kept(), "test")
+        prepare(data, model, objective, dataclasses.replace(TRAINING, batch_size=31))
+    split = Split(np.zeros((9, 8, 8, 3), np.uint8), np.arange(9) % 2)
+    nine = ResidentSet(split, data.preprocessing, data.views, CPU)
+    run = prepare(nine, model, objective, dataclasses.replace(TRAINING, batch_size=4))
     shares = [ids for ids, _ in run._batches(0)]
     found = results, logits, (run.steps, shares), str(caught.value), layers
     torch.save(found, f"{folder}/{rank}.pt")
@@ -189,7 +198,7 @@ def test_both_processes_hold_the_same_banks_and_weights(ranks):
             assert all(torch.equal(state[name], other[name]) for name in state)
 
 
-def test_the_one_that_writes_is_the_one_that_validates(ranks):
+def test_the_process_that_writes_is_the_one_that_validates(ranks):
     (first, *_), (second, *_) = ranks
     assert "validation_accuracy" in first[False][0][-1]
     assert not any("validation_accuracy" in row for row in second[False][0])
@@ -208,14 +217,14 @@ def test_a_batch_that_does_not_divide_is_refused(ranks):
         )
 
 
-def test_a_last_batch_that_leaves_a_process_without_an_image_is_no_step(ranks):
+def test_a_last_batch_with_fewer_images_than_processes_is_dropped(ranks):
     (steps, first), (others, second) = (found for *_, found, _, _ in ranks)
     assert steps == others == 2
     assert [len(ids) for ids in first] == [len(ids) for ids in second] == [2, 2]
-    assert len(torch.cat(first + second).unique()) == 8  # of nine, none twice
+    assert len(torch.cat(first + second).unique()) == 8  # of nine images, none twice
 
 
-def test_on_its_own_a_process_is_all():
+def test_in_a_single_process_nothing_changes():
     rows = torch.ones(2, 3)
     assert (distributed.processes(), distributed.rank()) == (1, 0)
     assert distributed.gather(rows) is rows
@@ -227,13 +236,13 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="process 3 of this machine finds only 2 CUDA devices"):
-        distributed.start(torch.device("cuda"))
+        distributed.join(torch.device("cuda"))
 
 
-def test_restarts_with_the_addresses_of_those_before_are_refused(monkeypatch):
+def test_restarts_with_old_addresses_are_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(InputError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        distributed.start(torch.device("cpu"))
+        distributed.join(torch.device("cpu"))
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    assert distributed.start(torch.device("cpu")) == torch.device("cpu")
+    assert distributed.join(torch.device("cpu")) == torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Downloads arrive whole or say why not, whatever the server does; tars cannot lead astray."""
+"""Downloads arrive whole or say why not, whatever the server does; unsafe tars are refused."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ NOT_FOUND = Answer(status=404)
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """The cache folder of an impatient user."""
+    """The cache folder; timeouts and waits are short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(download, "READ_TIMEOUT", 0.3)
     monkeypatch.setattr(download, "WAITS", (0.0,) * 4)
@@ -50,7 +50,7 @@ def refusal(*urls, checksum=CHECKSUM):
 
 
 def left_in(cache):
-    """Names of the files there, without the empty one that keeps two runs apart."""
+    """The names of the files in the cache folder, without the lock."""
     return {path.name for path in cache.iterdir()} - {"x.tar.gz.lock"}
 
 
@@ -97,7 +97,7 @@ def test_a_broken_download_is_continued_where_the_server_can(server, cache, stal
     assert (first.sent, second.sent) == (CUT, len(BODY) - start if ranges else len(BODY))
 
 
-def test_a_cut_that_only_the_checksum_can_tell_leads_to_the_mirror(server, cache):
+def test_a_cut_that_only_the_checksum_shows_leads_to_the_mirror(server, cache):
     cut = Answer(body=BODY, sends=CUT, length=False)
     assert get(server.url("/a", cut), server.url("/b", GOOD)).read_bytes() == BODY
     assert ranges(server) == [None, None]
@@ -109,7 +109,7 @@ def test_a_download_without_a_checksum_is_continued_too(server, cache):
     assert ranges(server) == [None, f"bytes={CUT}-"]
 
 
-def test_without_a_checksum_nothing_is_added_to_what_was_there(server, cache):
+def test_without_a_checksum_an_earlier_part_is_not_continued(server, cache):
     cache.mkdir()
     (cache / "x.tar.gz.part").write_bytes(WRONG[::-1][:CUT])
     assert get(server.url("/a", GOOD), checksum=None).read_bytes() == BODY
@@ -133,7 +133,7 @@ def test_a_part_that_is_already_whole_gets_its_name(server, cache):
 
 
 @pytest.mark.parametrize("size", [len(BODY), len(BODY) + 1])
-def test_a_part_without_a_rest_is_started_again(server, cache, size):
+def test_a_wrong_part_of_full_length_is_started_again(server, cache, size):
     cache.mkdir()
     (cache / "x.tar.gz.part").write_bytes(bytes(size))
     url = server.url("/a", Answer(body=BODY, range_size=False))
@@ -141,7 +141,7 @@ def test_a_part_without_a_rest_is_started_again(server, cache, size):
     assert ranges(server) == [f"bytes={size}-", None]
 
 
-def test_the_wrong_range_is_not_taken(server, cache):
+def test_an_answer_with_the_wrong_range_is_not_used(server, cache):
     url = server.url("/a", Answer(body=BODY, sends=CUT), Answer(body=BODY, shift=5), GOOD)
     assert get(url).read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={CUT}-", None]
@@ -168,13 +168,13 @@ def test_a_file_that_is_called_compressed_stays_as_it_is(server, cache):
 @pytest.mark.parametrize(
     "bad", [Answer(status=500), Answer(status=503), Answer(body=BODY, stalls=True, sends=0)]
 )
-def test_what_may_pass_is_tried_again(server, cache, bad):
+def test_after_an_error_that_may_pass_the_url_is_tried_again(server, cache, bad):
     assert get(server.url("/a", bad, bad, bad, GOOD)).read_bytes() == BODY
     assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-def test_what_will_not_pass_leads_to_the_mirror_at_once(server, cache, status):
+def test_an_error_that_will_not_pass_leads_to_the_mirror_at_once(server, cache, status):
     urls = server.url("/a", Answer(status=status)), server.url("/b", GOOD)
     assert get(*urls).read_bytes() == BODY
     assert [request.path for request in server.requests] == ["/a", "/b"]
@@ -244,7 +244,7 @@ def test_a_cache_folder_that_cannot_be_made_is_told(server, cache):
 
 
 def start(url):
-    """The same in another process."""
+    """Download in another process."""
     code = f"from richkd.base.download import fetch; fetch([{url!r}], 'x.tar.gz', {CHECKSUM!r}, '')"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
@@ -289,7 +289,7 @@ def test_verify_names_both_checksums(tmp_path):
 
 
 def make_tar(path, *entries, mode="w:gz"):
-    """Entries are a name and either bytes or fields of TarInfo."""
+    """Write a tar. An entry is a name and its bytes, or a name and fields of its TarInfo."""
     with tarfile.open(path, mode) as tar:
         for name, content in entries:
             info = tarfile.TarInfo(name)
@@ -322,7 +322,7 @@ def test_members_are_read_in_memory(here, mode):
     assert list(here.iterdir()) == [path]
 
 
-def test_what_lies_in_the_working_folder_does_not_matter(here):
+def test_links_in_the_working_folder_do_not_matter(here):
     (here / "folder").symlink_to("/")
     assert contents(make_tar(here / "x.tar", ("folder/a", b"a"))) == {"folder/a": b"a"}
 
@@ -375,7 +375,7 @@ def test_a_compressed_tar_with_a_wrong_byte_is_refused_before_any_is_read(tmp_pa
     assert str(caught.value) == f"{path} is not whole, or not a tar archive"
 
 
-def test_what_is_no_tar_is_refused(tmp_path):
+def test_a_file_that_is_no_tar_is_refused(tmp_path):
     (tmp_path / "x.tar").write_text("<html>Sign in to this network</html>")
     with pytest.raises(InputError, match="x.tar is not whole, or not a tar archive"):
         contents(tmp_path / "x.tar")

@@ -74,7 +74,7 @@ def test_arrays_keep_their_values_and_dtype(tmp_path):
     assert loaded.dtype == np.float16 and np.array_equal(loaded, array)
 
 
-def test_fingerprints_follow_the_content_alone(tmp_path):
+def test_hashes_follow_from_the_content_alone(tmp_path):
     for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
         (tmp_path / name).write_text(text)
     a, b, c = (sha256(tmp_path / name) for name in "abc")
@@ -83,7 +83,7 @@ def test_fingerprints_follow_the_content_alone(tmp_path):
     assert len({fingerprint({"x": 1}), fingerprint({"x": 2}), fingerprint("x", 1)}) == 3
 
 
-def test_splits_and_what_there_is_to_know_come_back(tmp_path, split):
+def test_a_split_and_its_info_come_back(tmp_path, split):
     save_split(tmp_path / "train.safetensors", split)
     loaded = load_split(tmp_path / "train.safetensors")
     assert isinstance(loaded, Split) and loaded.images.dtype == np.uint8
@@ -95,9 +95,9 @@ def test_splits_and_what_there_is_to_know_come_back(tmp_path, split):
 
 @contextmanager
 def no_space():
-    """No file may grow beyond 4,000 bytes: the kernel refuses as it does on a full disk.
+    """No file may grow beyond 4,000 bytes: the kernel refuses, as on a full disk.
 
-    Not a fixture: pytest's own output may go to a file, between a test and its teardown.
+    A fixture would limit pytest's own output, too, between a test and the fixture's end.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
@@ -140,7 +140,7 @@ def test_a_truncated_json_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 10, 300])
-def test_a_truncated_checkpoint_counts_for_nothing(here, length):
+def test_a_truncated_checkpoint_is_not_loaded(here, length):
     checkpoint = Checkpoint("x", "key")
     checkpoint.save(**TENSORS)
     assert checkpoint.load(torch.device("cpu")) is not None

@@ -1,6 +1,6 @@
 """Every benchmark runs at a tiny size and writes finite numbers; what is fast equals what is plain.
 
-Nothing here looks at how long anything took.
+Nothing here looks at how long anything took, but for the clock itself.
 """
 
 import json
@@ -13,37 +13,37 @@ import pytest
 import torch
 import yaml
 
-from bench import accuracy, common, crd, overhead, protocol, scaling
+from bench import accuracy, common, crd, overhead, protocol, scaling, step
 from bench import input as inputs
+from bench.common import Sizes
+from bench.protocol import Networks
+from richkd import models
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
 from richkd.data.views import Views
 
+SIZES = Sizes(samples=60, batch_size=4, classes=5, negatives=8, dim=4)
+SMALL = Networks("resnet8", "resnet8")
 TINY = {
     "input": {"images": 40, "batch_size": 8, "batches": 3, "workers": 2, "repeats": 2},
     "files": {
         "images": 12, "side": 80, "size": 32, "batch_size": 4, "workers": 1, "repeats": 2,
     },
-    "crd": {"samples": 60, "negatives": 8, "batch_size": 4, "dim": 4, "classes": 5, "repeats": 2},
+    "crd": {"sizes": SIZES, "repeats": 2},
     "scaling": {
-        "base": {"samples": 60, "batch_size": 4, "classes": 5, "negatives": 8},
+        "sizes": SIZES,
         "ranges": {
             "samples": [30, 60, 90], "batch_size": [2, 4, 8], "classes": [2, 3, 4, 5],
             "negatives": [4, 8, 16],
         },
-        "dim": 4,
         "repeats": 2,
     },
-    "step": {
-        "teacher": "resnet8", "student": "resnet8", "samples": 40, "negatives": 8, "dim": 4,
-        "batch_size": 4, "steps": 1, "workers": 1, "repeats": 2,
-    },
+    "step": {"sizes": SIZES, "networks": SMALL, "steps": 1, "workers": 1, "repeats": 2},
     "epoch": {
-        "teacher": "resnet8", "student": "resnet8", "teacher_dim": 8, "samples": 40, "negatives": 8,
-        "dim": 4, "batch_size": 8, "share": 0.4, "beside": (2,), "changes": {"eager": {"step": "eager"}},
-        "repeats": 2,
+        "sizes": SIZES, "networks": SMALL, "share": 0.1, "beside": (2,),
+        "changes": {"eager": {"step": "eager"}}, "repeats": 2,
     },
-    "cache": {"arch": "resnet8", "images": 6, "held": 2, "batch_size": 4, "repeats": 2},
+    "cache": {"arch": "resnet8", "images": 6, "views": 2, "batch_size": 4, "repeats": 2},
 }  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_it_writes_finite_numbers_and_what_they_were_measured_on(name, here, cap
 
 
 def test_scaling_draws_every_range(here):
-    scaling.main(**TINY["scaling"])
+    scaling.main(**TINY["scaling"] | {"repeats": 1})
     assert (here / f"{common.folder()}/scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -107,11 +107,13 @@ def test_peak_memory_counts_what_is_freed_again_and_not_what_was_there():
 # --- step, epoch --------------------------------------------------------------------------------
 
 
+def made(images=16):
+    return protocol.Protocol(SIZES._replace(batch_size=8), images, 6, CPU)
+
+
 def test_a_stepper_takes_as_many_steps_of_each_run_as_it_says():
-    made = protocol.Protocol(
-        samples=40, held=16, negatives=8, dim=4, batch_size=8, teacher_dim=6, device=CPU
-    )
-    runs = [made.run("resnet8", "LF", seed=seed) for seed in (0, 1)]
+    shared = made()
+    runs = [shared.run("resnet8", "LF", seed=seed) for seed in (0, 1)]
     case = protocol.stepper(runs, 3)  # two are an epoch
     before = [run.model.fc.weight.detach().clone() for run in runs]
     case()
@@ -123,11 +125,28 @@ def test_a_stepper_takes_as_many_steps_of_each_run_as_it_says():
 
 @pytest.mark.parametrize("variant", ["ce", "kd", "L", "F", "LF"])
 def test_the_protocol_has_every_variants_terms(variant):
-    made = protocol.Protocol(
-        samples=40, held=16, negatives=8, dim=4, batch_size=8, teacher_dim=6, device=CPU
-    )
     terms = {"ce": [], "kd": ["kd"], "L": ["kd"], "F": ["crd"], "LF": ["kd", "crd"]}
-    assert list(made.run("resnet8", variant).objective.terms) == terms[variant]
+    assert list(made().run("resnet8", variant).objective.terms) == terms[variant]
+
+
+@pytest.fixture
+def steps():
+    """Our LF step, the plain one of the same weights, and what both run on."""
+    data, online = made(), models.create("resnet8", SIZES.classes).eval()
+    data.teacher.parts["features"] = torch.zeros(162, 16, 64, dtype=torch.float16)
+    ours = data.run("resnet8", "LF")
+    return ours, step.PlainStep(ours, online, data), data
+
+
+def test_the_plain_step_has_the_loss_of_ours(steps):
+    assert step.agree(*steps) < step.TOLERANCE
+
+
+def test_step_stops_where_the_losses_differ(steps):
+    ours, plain, data = steps
+    plain.crd_weight = 0.9
+    with pytest.raises(ValueError, match="on the same inputs our loss is"):
+        step.agree(ours, plain, data)
 
 
 # --- accuracy, overhead -------------------------------------------------------------------------
@@ -144,7 +163,8 @@ def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
 
     def distill(folder, *words):
         params = yaml.safe_load((here / "params.yaml").read_text())
-        trained.append((words[-1], params["distill"]["seeds"], params["runtime"], params["crd"]))
+        crd = params["distill"]["variants"]["F"]["crd"]
+        trained.append((words[-1], params["distill"]["seeds"], params["runtime"], crd))
         values = {f"seed{seed}": 0.9 + 0.01 * seed for seed in (0, 1)}
         (here / "metrics/train").mkdir(parents=True, exist_ok=True)
         (here / "metrics/train/F.json").write_text(json.dumps({"validation_accuracy": values}))
@@ -152,8 +172,9 @@ def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
     text = (common.ROOT / "params.yaml").read_text()
     (here / "params.yaml").write_text(text)
     monkeypatch.setattr(accuracy, "command", distill)
-    for trick in (None, *accuracy.TRICKS.values()):
-        assert accuracy.train(here, "F", (0, 1), trick) == pytest.approx([90, 91])
+    tricks = [{key.format("F"): value} for key, value in accuracy.TRICKS.values()]
+    for changes in (None, *tricks):
+        assert accuracy.train(here, "F", (0, 1), changes) == pytest.approx([90, 91])
         assert (here / "params.yaml").read_text() == text
     assert all((name, seeds) == ("F", [0, 1]) for name, seeds, *_ in trained)
     told = [(runtime["precision"], crd["negatives"]) for *_, runtime, crd in trained]
@@ -169,7 +190,31 @@ def test_overhead_tells_stages_from_what_dvc_does_besides(monkeypatch):
     monkeypatch.setattr(overhead, "timed", lambda *_: lines)
     seconds = overhead.by_stage("folder")
     assert seconds == {overhead.START: 3.0, "a": 4.0, overhead.CHECKS: 8.0, "b@L": 5.0}
-    assert seconds.total() == 20.0
+    assert sum(seconds.values()) == 20.0
+
+
+@pytest.mark.parametrize(
+    ("preset", "alpha", "line"),
+    [
+        ("cifar100", 0.5, "params.yaml has cifar100: this measures digits"),
+        ("digits", 0.4, "fusion.alpha is 0.4 already"),
+        ("digits", 0.5, "no data, cache, models, .*: run `dvc repro` first"),
+    ],
+)
+def test_overhead_stops_before_any_work(here, monkeypatch, preset, alpha, line):
+    monkeypatch.setattr(overhead, "ROOT", here)
+    (here / "params.yaml").write_text((common.ROOT / f"presets/{preset}.yaml").read_text())
+    with pytest.raises(SystemExit, match=line):
+        overhead.main(alpha=alpha)
+
+
+def test_overhead_stops_where_a_stage_is_not_up_to_date(here, monkeypatch):
+    monkeypatch.setattr(overhead, "ROOT", here)
+    (here / "params.yaml").write_text((common.ROOT / "presets/digits.yaml").read_text())
+    monkeypatch.setattr(overhead, "clone", lambda folder: None)
+    monkeypatch.setattr(overhead, "command", lambda *_: "Running stage 'fusion':\n")
+    with pytest.raises(SystemExit, match="fusion not up to date"):
+        overhead.main()
 
 
 def test_overhead_stops_where_a_command_fails():
@@ -187,7 +232,7 @@ def images():
 
 
 def resident(images, pad):
-    return ResidentSet(images, inputs.MEAN, inputs.STD, Views(32, 32, pad, flip=True), CPU)
+    return ResidentSet(images, inputs.PREPROCESSING, Views(32, 32, pad, flip=True), CPU)
 
 
 def test_torchvision_gives_one_of_our_views(images):
@@ -200,7 +245,7 @@ def test_input_stops_where_another_view_or_label_comes(images):
     with pytest.raises(ValueError, match="image 0: no view is within"):
         inputs.agree(plain, resident(images, 0))
     other = images._replace(labels=images.labels + 1)
-    with pytest.raises(ValueError, match="image 0"):
+    with pytest.raises(ValueError, match="image 0 has label 5, in the set 6"):
         inputs.agree(plain, resident(other, 4))
 
 
@@ -209,7 +254,7 @@ def test_input_stops_where_another_view_or_label_comes(images):
 
 @pytest.fixture
 def problem():
-    return crd.Problem(samples=60, negatives=8, batch_size=4, dim=4, classes=5, device=CPU)
+    return crd.Problem(SIZES, CPU)
 
 
 def test_plain_contrast_equals_ours_and_moves_the_same_banks(problem):

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from richkd import classifiers, params, weights
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
-from richkd.clip import training as clip_training
 from richkd.clip import zero_shot as clip
+from richkd.clip.training import Captioned, train_clip
 from richkd.data.resident import to_input
-from richkd.data.views import Center
+from richkd.data.views import Center, Preprocessing
 from richkd.engine import predict
 from richkd.params import ClipTowers, ClipTraining
 
@@ -38,27 +38,25 @@ TRAINING = ClipTraining(
     seed=0,
 )  # fmt: skip
 
-
 INPUT = clip.Input(32, MEAN, STD)
+UNCHANGED, NORMALISED = Preprocessing([0.0] * 3, [1.0] * 3), Preprocessing(MEAN, STD)
 ROOT = Path(__file__).parents[2]
 
 
 def towers(seed=0):
     torch.manual_seed(seed)
-    return clip.create(CONFIG)
+    return clip.create_clip(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def pixels(split):
-    return to_input(split.images, [0.0] * 3, [1.0] * 3, CPU)
+    return to_input(split.images, UNCHANGED, CPU)
 
 
 def fit(model, split, pixels, training=TRAINING, precision="fp32", checkpoint=("clip", "key")):
-    labels = torch.from_numpy(split.labels)
-    return clip_training.fit(
-        model, INPUT, clip.tokenizer(CONFIG), training, pixels, labels, CLASSES, precision,
-        Checkpoint(*checkpoint),
-    )  # fmt: skip
+    made = clip.ClipModel(model, INPUT, clip.tokenizer(CONFIG))
+    captioned = Captioned(pixels, torch.from_numpy(split.labels), CLASSES)
+    return train_clip(made, captioned, training, precision, Checkpoint(*checkpoint))
 
 
 # --- its input ----------------------------------------------------------------------------------
@@ -68,10 +66,10 @@ def fit(model, split, pixels, training=TRAINING, precision="fp32", checkpoint=("
 def test_preprocessing_is_pils_bicubic_resize_and_normalisation(before, after):
     # From 64 to 191: beyond, PIL also clips between its two passes.
     images = np.random.default_rng(0).integers(64, 192, (4, before, before, 3)).astype(np.uint8)
-    pixels = to_input(images, [0.0] * 3, [1.0] * 3, CPU)
+    pixels = to_input(images, UNCHANGED, CPU)
     actual = clip.preprocess(pixels, clip.Input(after, MEAN, STD))
     resized = [Image.fromarray(x).resize((after, after), Image.Resampling.BICUBIC) for x in images]
-    expected = to_input(np.stack([np.asarray(x) for x in resized]), MEAN, STD, CPU)
+    expected = to_input(np.stack([np.asarray(x) for x in resized]), NORMALISED, CPU)
     assert actual.shape == (4, 3, after, after)
     levels = (actual - expected).abs() * torch.tensor(STD).view(3, 1, 1) * 255
     assert levels.max() < 1.5  # PIL rounds to whole ones, twice
@@ -140,23 +138,23 @@ def save(model, path, center=None):
 def test_a_saved_classifier_comes_back_and_takes_pixels(tmp_path, pixels, split):
     model = zero_shot(scale=12.5)
     save(model, tmp_path / "seed0")
-    loaded, mean, std, center = classifiers.load_classifier(tmp_path / "seed0", CPU)
-    assert center is None
+    loaded, preprocessing = classifiers.load_classifier(tmp_path / "seed0", CPU)
+    assert preprocessing.center is None
     assert loaded.expected == INPUT and not loaded.training
-    # It normalises by itself: with the mean and std it comes with, images stay pixels in [0, 1].
-    images = to_input(split.images, mean, std, CPU)
+    # CLIP normalises by itself: its preprocessing leaves images as pixels in [0, 1].
+    images = to_input(split.images, preprocessing, CPU)
     assert 0 <= images.min() and images.max() <= 1
     with torch.no_grad():
         for actual, expected in zip(loaded(images), model(pixels)):
             torch.testing.assert_close(actual, expected)
-        normalised = to_input(split.images, MEAN, STD, CPU)
+        normalised = to_input(split.images, NORMALISED, CPU)
         assert not torch.allclose(loaded(normalised).logits, model(pixels).logits, atol=0.01)
 
 
 def test_a_saved_classifier_knows_how_files_are_cut_for_it(tmp_path):
     center = Center(32, 32, "bicubic")
     save(zero_shot(), tmp_path / "seed0", center)
-    assert classifiers.load_classifier(tmp_path / "seed0", CPU).center == center
+    assert classifiers.load_classifier(tmp_path / "seed0", CPU).preprocessing.center == center
 
 
 def test_weights_of_another_clip_are_refused(tmp_path):
@@ -291,7 +289,7 @@ def test_a_pretrained_classifier_comes_back_from_disk(tiny, published, tmp_path,
     zero_shot = clip.ZeroShot(model, classifier, 100.0, expected).eval()
     weights.save(tmp_path / "seed0", zero_shot.state_dict(), record)
     caplog.clear()
-    loaded, *_ = classifiers.load_classifier(tmp_path / "seed0", CPU)
+    loaded, _ = classifiers.load_classifier(tmp_path / "seed0", CPU)
     pixels = torch.rand(3, 3, 20, 20)
     with torch.no_grad():
         for actual, wanted in zip(loaded(pixels), zero_shot(pixels)):
@@ -394,7 +392,7 @@ def test_a_tokenizer_that_cannot_be_had_is_one_line(tiny, monkeypatch):
 
 def test_no_images_are_no_features(tiny):
     """`dataset.validation: 0`, through a transformer."""
-    model = clip.create(tiny).eval()
+    model = clip.create_clip(tiny).eval()
     empty = clip.ZeroShot(model, torch.zeros(4, 16), 1.0, clip.input_of(model))
     logits, features = predict(empty, torch.zeros(0, 3, 20, 20), 100)
     assert logits.shape == (0, 4) and features.shape == (0, 16)
@@ -413,7 +411,7 @@ def test_features_agree_with_open_clip_s_own_preprocessing(photographs):
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     model.visual.eval()
     images = photographs.images[:256]
-    pixels = to_input(images, [0.0] * 3, [1.0] * 3, CPU)
+    pixels = to_input(images, UNCHANGED, CPU)
     each = torch.stack([transform(Image.fromarray(image)) for image in images])
     with torch.inference_mode():
         ours = model.encode_image(clip.preprocess(pixels, clip.input_of(model)))

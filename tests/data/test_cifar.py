@@ -9,7 +9,7 @@ import pytest
 from archives import dumps, write
 
 from richkd.base.errors import InputError
-from richkd.data.cifar import ARCHIVES, Archive, read
+from richkd.data.cifar import ARCHIVES, Archive, read_cifar
 
 TINY = Archive(
     file="tiny.tar.gz",
@@ -51,7 +51,7 @@ def test_every_batch_is_read_in_order(tmp_path, protocol):
     path = write(tmp_path / "x.tar.gz", tiny_contents(), protocol)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train, test, classes = read(path, "tiny")
+        train, test, classes = read_cifar(path, "tiny")
     assert classes == ["maple tree", "sea", "lawn mower"]
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert test.labels.tolist() == [2, 2, 1, 1, 0, 0]
@@ -68,13 +68,13 @@ def test_pixels_are_planes_of_red_green_and_blue_row_by_row(tmp_path):
     plane = np.arange(1024).reshape(32, 32)
     rows, columns = plane // 32 * 8, plane % 32  # up to 248: Python 2 wrote them as text
     contents["tiny/test"]["data"][0] = np.stack([rows, columns, plane % 7]).ravel()
-    _, test, _ = read(write(tmp_path / "x.tar.gz", contents), "tiny")
+    _, test, _ = read_cifar(write(tmp_path / "x.tar.gz", contents), "tiny")
     np.testing.assert_array_equal(test.images[0], np.stack([rows, columns, plane % 7], axis=-1))
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar100", 100), ("cifar10", 10)])
 def test_an_archive_of_official_size_and_layout_is_read(official, name, classes):
-    train, test, names = read(official[name], name)
+    train, test, names = read_cifar(official[name], name)
     for split, count in ((train, 50_000), (test, 10_000)):
         assert split.images.shape == (count, 32, 32, 3)
         assert (np.bincount(split.labels) == count // classes).all()
@@ -83,7 +83,7 @@ def test_an_archive_of_official_size_and_layout_is_read(official, name, classes)
 
 
 def test_the_published_images_are_read(shared):
-    train, test, classes = read(shared / "data/cifar-100-python.tar.gz", "cifar100")
+    train, test, classes = read_cifar(shared / "data/cifar-100-python.tar.gz", "cifar100")
     means = train.images.reshape(-1, 3).mean(0) / 255
     np.testing.assert_allclose(means, [0.5071, 0.4865, 0.4409], atol=5e-5)
     assert (np.bincount(train.labels) == 500).all() and (np.bincount(test.labels) == 100).all()
@@ -95,7 +95,7 @@ def test_the_published_images_are_read(shared):
 
 def refusal(path, name="tiny"):
     with pytest.raises(InputError) as caught:
-        read(path, name)
+        read_cifar(path, name)
     text = str(caught.value)
     assert text.startswith(f"{path}: ") and "\n" not in text
     return text.removeprefix(f"{path}: ")
@@ -190,7 +190,7 @@ def test_what_is_not_as_published_is_named(tmp_path, member, changes, text):
 
 def test_numpy_labels_are_fine(tmp_path):
     contents = changed("tiny/one", labels=np.array([0, 1, 2, 0, 1], np.int32))
-    train, _, _ = read(write(tmp_path / "x.tar.gz", contents), "tiny")
+    train, _, _ = read_cifar(write(tmp_path / "x.tar.gz", contents), "tiny")
     assert train.labels.dtype == np.int64 and train.labels[:5].tolist() == [0, 1, 2, 0, 1]
 
 
@@ -210,4 +210,4 @@ def test_a_truncated_archive_is_refused(tmp_path):
     path = write(tmp_path / "x.tar.gz", tiny_contents())
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(InputError, match="x.tar.gz is not whole, or not a tar archive"):
-        read(path, "tiny")
+        read_cifar(path, "tiny")

@@ -10,7 +10,7 @@ import pytest
 
 from richkd.base.download import CHECKSUM
 from richkd.base.errors import InputError
-from richkd.data.cifar_c import OFFICIAL, read
+from richkd.data.cifar_c import OFFICIAL, read_cifar_c
 
 LABELS = np.random.default_rng(0).integers(0, 100, 20)
 NAMES = ["fog", "snow", "frost"]
@@ -57,7 +57,7 @@ def write(request, tmp_path):
 def refusal(path, names=NAMES, severities=(1,)):
     """What the very first step says."""
     with pytest.raises(InputError) as caught:
-        next(read(path, names, severities, LABELS))
+        next(read_cifar_c(path, names, severities, LABELS))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -65,7 +65,7 @@ def refusal(path, names=NAMES, severities=(1,)):
 @pytest.mark.parametrize("severities", [[1, 2, 3, 4, 5], [5, 1], [3]])
 def test_the_blocks_come_in_the_order_asked_for(write, severities):
     path = write(published())
-    found = list(read(str(path), ["frost", "fog"], severities, LABELS))
+    found = list(read_cifar_c(str(path), ["frost", "fog"], severities, LABELS))
     assert [name for name, _ in found] == ["frost", "fog"]
     for name, images in found:
         assert images.shape == (20 * len(severities), 32, 32, 3) and images.dtype == np.uint8
@@ -124,7 +124,7 @@ def test_a_truncated_array_is_named(write, name, size):
 
 def test_an_array_without_its_last_byte_is_named(write):
     path = write(published() | {"snow": npy(IMAGES)[:-1]})
-    found = read(path, NAMES, [1], LABELS)
+    found = read_cifar_c(path, NAMES, [1], LABELS)
     assert next(found)[0] == "fog"
     with pytest.raises(InputError, match=f"{path}: snow.npy is not whole: "):
         next(found)

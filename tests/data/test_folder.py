@@ -42,7 +42,7 @@ def own(root, **changes):
 
 def refusal(p):
     with pytest.raises(InputError) as caught:
-        folder.prepare(p)
+        folder.prepare_folders(p)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -66,7 +66,7 @@ def tree(odd, tmp_path):
 
 
 def test_a_tree_as_splits(odd, capsys):
-    splits, info = folder.prepare(imagenet(odd, unreadable=1, validation=6, captioned_images=8))
+    splits, info = folder.prepare_folders(imagenet(odd, unreadable=1, validation=6, captioned_images=8))
     assert {name: len(split.labels) for name, split in splits.items()} == {
         "validation": 6, "train": 4 * TRAIN - 1 - 6, "captioned": 8, "test": 4 * VAL,
     }  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_tree_as_splits(odd, capsys):
 
 
 def test_files_are_in_order_and_the_same_each_time(odd):
-    first, again = (folder.prepare(imagenet(odd, unreadable=1))[0] for _ in range(2))
+    first, again = (folder.prepare_folders(imagenet(odd, unreadable=1))[0] for _ in range(2))
     for part, name in (("train", "train"), ("val", "test")):
         every = sorted(str(path.relative_to(odd)) for path in (odd / part).glob("*/*"))
         assert first[name].paths == [path for path in every if not path.endswith("0764_4.JPEG")]
@@ -98,7 +98,7 @@ def test_files_are_in_order_and_the_same_each_time(odd):
 
 
 def test_the_order_in_params_does_not_matter(odd):
-    splits, info = folder.prepare(imagenet(odd, unreadable=1, classes=tuple(WNIDS[2:0:-1])))
+    splits, info = folder.prepare_folders(imagenet(odd, unreadable=1, classes=tuple(WNIDS[2:0:-1])))
     assert info.folders == WNIDS[1:3]
     assert [Path(path).parent.name for path in splits["test"].paths] == [WNIDS[1]] * VAL + [
         WNIDS[2]
@@ -106,7 +106,7 @@ def test_the_order_in_params_does_not_matter(odd):
 
 
 def test_sizes_and_kinds_are_those_of_the_decoded_images(odd):
-    train = folder.prepare(imagenet(odd, unreadable=1))[0]["train"]
+    train = folder.prepare_folders(imagenet(odd, unreadable=1))[0]["train"]
     kinds = {}
     for path, size, length, plain in zip(train.paths, train.sizes, train.bytes, train.plain):
         with Image.open(odd / path) as image:
@@ -146,7 +146,7 @@ def test_two_thousand_files_of_all_thousand_classes(tmp_path):
             (tmp_path / part / wnid).mkdir(parents=True)
             os.link(sources[number % 10], tmp_path / part / wnid / f"{part}_{number}.JPEG")
     began = time.monotonic()
-    splits, info = folder.prepare(
+    splits, info = folder.prepare_folders(
         imagenet(tmp_path, classes="all", expect_train=1000, expect_val=1000)
     )
     print(f"2,000 files in {time.monotonic() - began:.1f} s")
@@ -187,7 +187,7 @@ def test_a_class_of_which_nothing_can_be_read_is_named(tree):
     ("key", "there", "part"), [("expect_train", 4 * TRAIN, "train"), ("expect_val", 4 * VAL, "val")]
 )
 def test_another_number_of_images_is_refused(tree, key, there, part):
-    folder.prepare(imagenet(tree, **{key: there}))
+    folder.prepare_folders(imagenet(tree, **{key: there}))
     said = f"{tree}/{part} must hold 1,281,167 images that can be read, not {there}"
     assert refusal(imagenet(tree, **{key: 1_281_167})) == said
 
@@ -252,7 +252,7 @@ def test_files_with_another_ending_are_left_out_and_said(tree, capsys):
     for name in ("Thumbs.db", "urls.txt"):
         (tree / "train" / WNIDS[1] / name).write_bytes(b"x")
     (tree / "train" / WNIDS[1] / "a_folder.jpg").mkdir()
-    splits, info = folder.prepare(imagenet(tree))
+    splits, info = folder.prepare_folders(imagenet(tree))
     assert len(splits["train"].labels) == 4 * TRAIN and not info.unreadable
     said = f"{tree}/train: 2 files that are no images (.jpg, .jpeg, .png, .webp) are left out"
     assert said in capsys.readouterr().out
@@ -264,7 +264,7 @@ def test_endings_in_any_case(tmp_path):
         (tmp_path / part / "x").mkdir(parents=True)
         for name in names:
             Image.new("RGB", (9, 8)).save(tmp_path / part / "x" / name)
-    splits, _ = folder.prepare(own(tmp_path))
+    splits, _ = folder.prepare_folders(own(tmp_path))
     assert [Path(path).name for path in splits["train"].paths] == names
     assert splits["train"].plain.tolist() == [True, True, False, False, False]
 
@@ -345,8 +345,8 @@ def by_content(split):
 
 def test_flat_validation_is_that_in_folders(odd, flat):
     expected, (splits, info) = (
-        folder.prepare(imagenet(odd, unreadable=1)),
-        folder.prepare(imagenet(flat)),
+        folder.prepare_folders(imagenet(odd, unreadable=1)),
+        folder.prepare_folders(imagenet(flat)),
     )
     assert by_content(splits["test"]) == by_content(expected[0]["test"])
     assert info.classes == expected[1].classes
@@ -358,8 +358,8 @@ def test_flat_validation_is_that_in_folders(odd, flat):
 
 def test_some_classes_of_flat_validation(odd, flat):
     two = tuple(WNIDS[1:3])
-    expected, _ = folder.prepare(imagenet(odd, classes=two))
-    splits, _ = folder.prepare(imagenet(flat, classes=two, expect_val=2 * VAL))
+    expected, _ = folder.prepare_folders(imagenet(odd, classes=two))
+    splits, _ = folder.prepare_folders(imagenet(flat, classes=two, expect_val=2 * VAL))
     assert by_content(splits["test"]) == by_content(expected["test"])
 
 
@@ -438,7 +438,7 @@ def pets(tmp_path):
 
 
 def test_folders_give_their_own_names(pets):
-    splits, info = folder.prepare(own(pets))
+    splits, info = folder.prepare_folders(own(pets))
     assert info.folders == ["dog", "red panda", "tabby_cat"]
     assert info.classes == ["dog", "red panda", "tabby cat"] and info.name == "folder"
     assert splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -449,9 +449,9 @@ def test_a_file_gives_names(pets, tmp_path):
     names.write_text(
         json.dumps({"dog": "a dog", "tabby_cat": "Katze", "red panda": "パンダ", "emu": "x"})
     )
-    assert folder.prepare(own(pets, names=str(names)))[1].classes == ["a dog", "パンダ", "Katze"]
+    assert folder.prepare_folders(own(pets, names=str(names)))[1].classes == ["a dog", "パンダ", "Katze"]
     some = own(pets, names=str(names), classes=("tabby_cat", "dog"))
-    assert folder.prepare(some)[1].classes == ["a dog", "Katze"]
+    assert folder.prepare_folders(some)[1].classes == ["a dog", "Katze"]
 
 
 @pytest.mark.parametrize(

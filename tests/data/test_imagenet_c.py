@@ -7,7 +7,8 @@ import pytest
 import trees
 
 from richkd.base.errors import InputError
-from richkd.data import folder, imagenet_c
+from richkd.data import folder
+from richkd.data.imagenet_c import read_imagenet_c
 
 WNIDS = trees.WNIDS[:3]
 NAMES, SEVERITIES = ["fog", "gaussian_noise"], [1, 3]
@@ -34,7 +35,7 @@ def published(request, test_images, tmp_path):
 
 
 def read(root, test_images, names=NAMES, severities=SEVERITIES):
-    return imagenet_c.read(root, names, severities, test_images, WNIDS)
+    return read_imagenet_c(root, names, severities, test_images, WNIDS)
 
 
 def refusal(found):

@@ -19,12 +19,13 @@ from richkd.data import folder, imagesets
 from richkd.data.dataset import Manifest, Split, load_split, save_split
 from richkd.data.imagesets import AHEAD, Centers, FileSet, Pixels, cut, cut_center, decode
 from richkd.data.resident import ResidentSet, normalise, to_input
-from richkd.data.views import Center, RandomResizedCrop
+from richkd.data.views import Center, Preprocessing, RandomResizedCrop
 from richkd.engine import predict, predict_logits
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 CENTER = Center(resize=40, size=32)
+ARRAYS, FILES = Preprocessing(MEAN, STD), Preprocessing(MEAN, STD, CENTER)
 CROPS = RandomResizedCrop(32, (0.3, 1.0), (3 / 4, 4 / 3), flip=True)
 
 
@@ -40,7 +41,7 @@ def manifest(tmp_path_factory):
 
 
 def file_set(manifest, threads=2):
-    return FileSet(manifest, MEAN, STD, CROPS, CENTER, CPU, threads)
+    return FileSet(manifest, FILES, CROPS, CPU, threads)
 
 
 def image_of(manifest, number):
@@ -187,10 +188,10 @@ def pairs(view_id, batch_size=2, count=11, seed=0):
 
 
 def epoch(data, batches):
-    data.start(batches)
+    data.begin_epoch(batches)
     found = []
     for batch in batches:
-        data.advance()
+        data.next_batch()
         found.append(data.batch(*batch).clone())
     return found
 
@@ -243,17 +244,17 @@ def test_each_epoch_has_crops_of_its_own(manifest):
 
 def test_an_epoch_may_be_broken_off(manifest):
     data = file_set(manifest)
-    data.start(pairs(5))
-    data.advance()
+    data.begin_epoch(pairs(5))
+    data.next_batch()
     assert same(epoch(data, pairs(6, 3)), plain(manifest, pairs(6, 3)))
 
 
 def test_batches_lie_in_the_same_memory_channels_last(manifest):
     data, places = file_set(manifest), set()
     for view_id in (5, 6):
-        data.start(pairs(view_id, 4))
+        data.begin_epoch(pairs(view_id, 4))
         for batch in pairs(view_id, 4):
-            data.advance()
+            data.next_batch()
             found = data.batch(*batch)
             assert found.is_contiguous(memory_format=torch.channels_last)
             places.add(found.data_ptr())
@@ -265,10 +266,10 @@ def test_runs_side_by_side_have_their_own_batches(manifest):
     runs = [(data.reader(), pairs(5)), (data.reader(), pairs(6, seed=1))]
     found = [[], []]
     for reader, batches in runs:
-        reader.start(batches)
+        reader.begin_epoch(batches)
     for step in range(len(pairs(5))):
         for out, (reader, batches) in zip(found, runs):
-            reader.advance()
+            reader.next_batch()
             out.append(reader.batch(*batches[step]).clone())
     assert all(same(out, plain(manifest, batches)) for out, (_, batches) in zip(found, runs))
     assert len(data) == 11 and torch.equal(data.labels, torch.from_numpy(manifest.labels))
@@ -283,16 +284,19 @@ def test_a_broken_file_surfaces_where_its_batch_begins(manifest, tmp_path):
     ]
     data = file_set(manifest._replace(paths=paths))
     batches = [(torch.tensor([i]), torch.tensor([2])) for i in (4, 5, 6)]
-    data.start(batches)
-    data.advance()
+    data.begin_epoch(batches)
+    data.next_batch()
     with pytest.raises(InputError, match="cut.jpg cannot be decoded: "):
-        data.advance()
+        data.next_batch()
 
 
 def test_the_centres_resize_may_be_large(manifest):
     """Images smaller than the crop are made larger, as torchvision does."""
     large = FileSet(
-        manifest, MEAN, STD, RandomResizedCrop(200, (1, 1), (1, 1), False), Center(210, 200), CPU
+        manifest,
+        FILES._replace(center=Center(210, 200)),
+        RandomResizedCrop(200, (1, 1), (1, 1), False),
+        CPU,
     )
     (found,) = epoch(large, [(torch.tensor([0]), torch.tensor([-1]))])
     assert found.shape == (1, 3, 200, 200)
@@ -319,14 +323,13 @@ def inputs(request, arrays, manifest, tmp_path):
     if request.param == "files":
         numbers = torch.arange(11)
         batches = [(numbers, torch.full_like(numbers, -1))]
-        return imagesets.for_inference(manifest, MEAN, STD, CENTER, CPU), plain(manifest, batches)[
-            0
-        ]
-    tensor = to_input(arrays.images, MEAN, STD, CPU)
+        (expected,) = plain(manifest, batches)
+        return imagesets.for_inference(manifest, FILES, CPU), expected
+    tensor = to_input(arrays.images, ARRAYS, CPU)
     if request.param == "arrays":
-        return imagesets.for_inference(arrays, MEAN, STD, None, CPU), tensor
+        return imagesets.for_inference(arrays, ARRAYS, CPU), tensor
     np.save(tmp_path / "x.npy", arrays.images)
-    return Pixels(np.load(tmp_path / "x.npy", mmap_mode="r"), MEAN, STD, CPU), tensor
+    return Pixels(np.load(tmp_path / "x.npy", mmap_mode="r"), ARRAYS, CPU), tensor
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # such as torch's of arrays that are mapped
@@ -379,12 +382,12 @@ def test_training_takes_what_the_images_are(arrays, manifest):
         ratio=(3 / 4, 4 / 3),
         flip=True,
     )
-    resident = imagesets.for_training(arrays, MEAN, STD, padded, None, CPU)
+    resident = imagesets.for_training(arrays, ARRAYS, padded, CPU)
     assert isinstance(resident, ResidentSet) and len(resident.views) == 9
-    files = imagesets.for_training(manifest, MEAN, STD, crops, Center.of(crops), CPU)
+    files = imagesets.for_training(manifest, FILES, crops, CPU)
     assert isinstance(files, FileSet) and files.views.described == CROPS.described
     assert same(epoch(files, pairs(5)), plain(manifest, pairs(5)))
-    assert isinstance(imagesets.for_inference(manifest, MEAN, STD, CENTER, CPU), Centers)
+    assert isinstance(imagesets.for_inference(manifest, FILES, CPU), Centers)
 
 
 def test_some_of_this_machines_cpus():

@@ -13,9 +13,9 @@ import yaml
 
 import stages.shift
 from richkd.base.errors import InputError
-from richkd.data import shifted
 from richkd.data.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info, save_split
 from richkd.data.folder import wnids
+from richkd.data.shifted import read_shifted
 
 CLASSES = trees.WNIDS[:4]
 FILES = Info(name="imagenet", classes=["a", "b", "c", "d"], mean=[], std=[], folders=CLASSES)
@@ -29,7 +29,7 @@ def numbered(wnid):
 
 
 def read(path, info):
-    return shifted.read(path, info, TEST)
+    return read_shifted(path, info, TEST)
 
 
 def refusal(path, info):

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as tv
 from richkd import params
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet, to_input
-from richkd.data.views import Center, RandomResizedCrop, Views
+from richkd.data.views import Center, Preprocessing, RandomResizedCrop, Views
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 sets = st.builds(Views, st.integers(1, 9), st.integers(1, 9), st.integers(0, 4), st.booleans())
@@ -89,7 +89,7 @@ def test_the_border_is_black_before_normalising(split, data):
     ids, views = torch.arange(18), torch.arange(18)
     pixels = torch.from_numpy(split.images[:18]).permute(0, 3, 1, 2) / 255
     border = data.views.apply(pixels, views).permute(0, 2, 3, 1).mul(255).round().byte().numpy()
-    expected = to_input(border, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], torch.device("cpu"))
+    expected = to_input(border, data.preprocessing, torch.device("cpu"))
     torch.testing.assert_close(data.batch(ids, views), expected, rtol=0, atol=1e-6)
     assert data.mirrored[0, 0, 0, 0].numpy() == pytest.approx([-0.5 / 0.2, -0.4 / 0.3, -0.3 / 0.4])
 
@@ -98,9 +98,11 @@ def test_resident_sets_keep_the_order_of_channels_and_axes():
     images = np.zeros((1, 2, 3, 3), np.uint8)
     images[0, 1, 2] = [51, 102, 255]  # row 1, column 2: red .2, green .4, blue 1
     data = ResidentSet(
-        Split(images, np.zeros(1, np.int64)), [0.0] * 3, [1.0] * 3, Views(2, 3, 0, False),
+        Split(images, np.zeros(1, np.int64)),
+        Preprocessing([0.0] * 3, [1.0] * 3),
+        Views(2, 3, 0, False),
         torch.device("cpu"),
-    )  # fmt: skip
+    )
     batch = data.batch(torch.tensor([0]), torch.tensor([0]))
     assert batch.shape == (1, 3, 2, 3) and batch.is_contiguous(memory_format=torch.channels_last)
     assert batch[0, :, 1, 2].tolist() == pytest.approx([0.2, 0.4, 1.0])
@@ -171,7 +173,7 @@ def test_a_crop_follows_from_seed_epoch_and_image_alone():
 
 def test_neither_images_nor_epochs_in_a_row_are_related():
     """Areas, mirrors and places of an image, of the next one, and of the same in the next epoch."""
-    seed = 3 * 1_000_003  # as richkd.fit makes it of the third seed
+    seed = 3 * 1_000_003  # as richkd.train.fit makes it of the third seed
     now, later = (boxes(seed + epoch, 2001, 500, 375) for epoch in (0, 1))
     features = [
         np.column_stack([x[:, 2] * x[:, 3], x[:, 4], x[:, 0], x[:, 1]]) for x in (now, later)

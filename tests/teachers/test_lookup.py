@@ -197,7 +197,7 @@ def test_a_recipe_that_is_not_there_is_one_line(made, data):
 
 @pytest.mark.parametrize(("name", "table"), [("teacher", "teacher"), ("fused", "teacher")])
 def test_a_table_has_no_feature_maps(made, data, name, table):
-    said = f"cache/{table} is a table, which has no feature maps: set cache.{table}: online"
+    said = f"cache/{table} is a table and has no feature maps: set cache.{table}: online"
     with pytest.raises(InputError, match=said):
         opened(data, name, ["maps"])
 

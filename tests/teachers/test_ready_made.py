@@ -13,7 +13,7 @@ from torchvision.models import ResNet18_Weights
 from richkd import models
 from richkd.base.errors import InputError
 from richkd.base.files import sha256
-from richkd.data.views import Center
+from richkd.data.views import Center, Preprocessing
 from richkd.params import CheckpointTeacher, MdistillerTeacher, TorchvisionTeacher
 from richkd.teachers import ready_made as teachers
 
@@ -61,8 +61,8 @@ def test_every_kind_of_file_is_read(model, tmp_path):
     for path in tmp_path.glob("*.*"):
         found = checkpoint(path)
         same(found, model)
-        assert (found.arch, found.mean, found.std) == ("resnet8", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-        assert found.data == {str(path): sha256(path)} and found.center is None
+        assert found.arch == "resnet8" and found.data == {str(path): sha256(path)}
+        assert found.preprocessing == Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 def test_a_mismatch_names_the_first_wrong_parameter_and_both_shapes(model, tmp_path):
@@ -148,7 +148,7 @@ def test_the_named_teacher_is_taken_from_the_archive(model, server):
     url = server.url("/cifar_teachers.tar", Answer(body=body))
     found = mdistiller(server.url("/gone", Answer(status=404)), url)
     same(found, model)
-    assert found.mean == teachers.MDISTILLER_MEAN and found.std == teachers.MDISTILLER_STD
+    assert found.preprocessing == teachers.MDISTILLER
     assert set(found.data) == {"cifar_teachers.tar"}
     requests = len(server.requests)
     same(mdistiller(url), model)  # kept
@@ -212,8 +212,8 @@ def test_torchvision_s_weights_are_taken_where_torch_keeps_them(tmp_path):
     assert found.arch == "torchvision/resnet18" and found.data == {
         url: "ResNet18_Weights.IMAGENET1K_V1"
     }
-    assert found.mean == [0.485, 0.456, 0.406] and found.std == [0.229, 0.224, 0.225]
-    assert found.center == Center(256, 224, "bilinear")
+    center = Center(256, 224, "bilinear")
+    assert found.preprocessing == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], center)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(found.model.eval()(images).logits, model.eval()(images).logits)
