@@ -439,9 +439,9 @@ def test_a_full_device_says_what_to_lower(folder):
 @pytest.mark.parametrize(
     ("stage", "word", "said"),
     [
-        (stages.distill, "L2", "error: called with L2: name one of kd, L, F, LF"),
-        (stages.distill, None, "error: called with nothing: name one of kd, L, F, LF"),
-        (stages.calibrate, "x", "name one of teacher, clip, fused, ce, kd, L, F, LF"),
+        (stages.distill, "L2", "error: called with L2: name one of F, L, LF, kd"),
+        (stages.distill, None, "error: called with nothing: name one of F, L, LF, kd"),
+        (stages.calibrate, "x", "name one of teacher, clip, fused, ce, F, L, LF, kd"),
         (stages.cache, "fused", "error: called with fused: name one of teacher, clip"),
         (stages.alone, "ce", "error: called with ce: takes no word"),
     ],

@@ -392,10 +392,10 @@ def test_a_cache_of_the_largest_says_itself_how_many_these_are(
     made_from = lookup.identity(path, data.views, "all", 3)
     build("teacher", model, data, made_from=made_from, top_k=3)
     found = opened(data, "teacher", ["logits"]).reader(data)
-    assert set(found.parts) == {"logits", "classes"}
     ids, views = torch.tensor([21, 3, 3, 0]), torch.tensor([0, 17, 2, 9])
     found.begin_epoch([(ids, views)])
     found.next_batch()
+    assert set(found.parts) == {"logits", "classes"}
     assert torch.equal(found.logits(ids, views), table("teacher", 10).logits(ids, views))
 
 
