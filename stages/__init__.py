@@ -12,14 +12,9 @@ if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks 
     os.environ["TQDM_DISABLE"] = "1"
 
 
-def variants() -> list[str]:
+def variant_names() -> list[str]:
     """The names in `distill.variants`."""
     return list(params.load("distill.variants").distill.variants)
-
-
-def models() -> list[str]:
-    """Every model that is evaluated."""
-    return ["teacher", "clip", "fused", "ce", *variants()]
 
 
 def run(
@@ -48,14 +43,13 @@ def run(
                 sys.stdout = open(os.devnull, "w")
             main(*words)
         elif parallel and (command := os.environ.get("RICHKD_LAUNCH")):
-            params.load()  # what is wrong there is said once, before there are many
+            params.load()  # one error line, not one from each process
             try:
                 first, *rest = shlex.split(command)
-            except ValueError:  # an open quote, or nothing
+            except ValueError:  # a quote is not closed, or there is no word
                 raise InputError(f"RICHKD_LAUNCH is {command!r}: must be a command") from None
-            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = (
-                "1"  # richkd.distributed.start says why
-            )
+            # `richkd.base.distributed.join` says why.
+            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
             os.execvp(first, [first, *rest, "-m", module(), *words])
         elif parallel and int(wanted) > 1:
             params.load()

@@ -1,8 +1,7 @@
-"""Train students on labels alone: `ce`, what every variant is held against."""
+"""Train students on labels alone: `ce`, the baseline of all variants."""
 
 from richkd import params
 from richkd.evaluate.seeds import write_training
-from richkd.train.objective import Objective
 from richkd.train.seeds import Job, TrainingData, train_seeds
 from stages import run
 
@@ -11,7 +10,7 @@ def main() -> None:
     p = params.load("student", "distill.seeds", "views", "runtime")
     data = TrainingData(p.views, p.runtime)
     job = Job("ce", p.student, p.distill.seeds, p, [__file__])
-    train_seeds(job, data, lambda student, teacher: Objective(), write_training)
+    train_seeds(job, data, write_training)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(name: str) -> None:
     (path,) = weights.paths(f"models/{name}")
     model, preprocessing = load_classifier(path, device)
     data = imagesets.for_training(train, preprocessing, p.views, device)
-    held = getattr(p.cache, name)
+    cached = getattr(p.cache, name)
     key = resume.key(
         params.to_dict(p),
         [f"{path}.safetensors", f"{path}.json", lookup.TRAIN, VALIDATION, __file__],
@@ -46,11 +46,11 @@ def main(name: str) -> None:
         model,
         caching.Inputs(
             data,
-            held_view_ids(data.views, held),
+            cached_view_ids(data.views, cached),
             imagesets.for_inference(validation, preprocessing, device),
         ),
         caching.Settings(p.cache.batch_size, p.runtime.precision, p.cache.top_k),
-        lookup.identity(path, data.views, held, p.cache.top_k),
+        lookup.identity(path, data.views, cached, p.cache.top_k),
         key,
     )
     if distributed.rank() > 0:
@@ -63,14 +63,14 @@ def main(name: str) -> None:
             record = read_json(f"{path}.json")
             metrics["single_prompt_accuracy"] = single_prompts(model, record, features, labels)
     write_json(f"metrics/cache/{name}.json", metrics)
-    print(f"cache/{name}: {held} views of {len(train.labels)} images, metrics/cache/{name}.json")
+    print(f"cache/{name}: {cached} views of {len(train.labels)} images, metrics/cache/{name}.json")
 
 
-def held_view_ids(views: Views | RandomResizedCrop, held: str) -> Sequence[int]:
+def cached_view_ids(views: Views | RandomResizedCrop, cached: str) -> Sequence[int]:
     """The views that the table holds: of a teacher that runs along none."""
-    if held == "online":
+    if cached == "online":
         return []
-    if held == "center":
+    if cached == "center":
         return [views.center]
     assert isinstance(views, Views)  # `richkd.params` refuses to hold all of endless crops
     return range(len(views))
@@ -91,4 +91,4 @@ def single_prompts(
 
 
 if __name__ == "__main__":
-    run(main, choices=lambda: ["teacher", "clip"], parallel=True)
+    run(main, lambda: ["teacher", "clip"], parallel=True)

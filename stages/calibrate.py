@@ -8,7 +8,7 @@ from richkd.base.files import replacing, write_json
 from richkd.data.dataset import load_split
 from richkd.evaluate import calibration
 from richkd.evaluate.seeds import summarize
-from stages import models, run
+from stages import run, variant_names
 
 # Probabilities of more logits of corrupted images would not fit into memory: with more, every 2nd
 # image is measured, or every 3rd, and so on.
@@ -48,4 +48,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, choices=models)
+    run(main, lambda: ["teacher", "clip", "fused", "ce", *variant_names()])

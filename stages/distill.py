@@ -13,7 +13,7 @@ from richkd.teachers.teacher import Teacher
 from richkd.train.objective import Objective
 from richkd.train.seeds import Job, TrainingData, train_seeds
 from richkd.train.terms import make_objective, parts_needed
-from stages import run, variants
+from stages import run, variant_names
 
 
 def main(name: str) -> None:
@@ -23,8 +23,7 @@ def main(name: str) -> None:
     parts = parts_needed(variant.terms)
     teacher = open_teacher(variant.teacher, data.train.views, data.device, parts)
 
-    def objective(student: nn.Module, teacher: Teacher | None) -> Objective:
-        assert teacher is not None
+    def objective(student: nn.Module, teacher: Teacher) -> Objective:
         return make_objective(variant.terms, student, teacher, data.train.labels)
 
     recorded: dict[str, Any] = params.to_dict(p)
@@ -32,8 +31,8 @@ def main(name: str) -> None:
         recorded["fusion"] = teacher.recipe._asdict()
     inputs: list[Path | str] = [__file__, *Path("cache", variant.teacher).glob("*.json")]
     job = Job(name, p.student, p.distill.seeds, recorded, inputs)
-    train_seeds(job, data, objective, write_training, teacher)
+    train_seeds(job, data, write_training, teacher, objective)
 
 
 if __name__ == "__main__":
-    run(main, variants, parallel=True)
+    run(main, variant_names, parallel=True)

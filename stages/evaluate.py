@@ -16,7 +16,7 @@ from richkd.data.imagesets import Centers, Pixels
 from richkd.data.views import Preprocessing
 from richkd.evaluate.scores import corrupted_sets, score, shifted_found
 from richkd.weights import paths
-from stages import models, run
+from stages import run, variant_names
 
 
 class Model:
@@ -90,4 +90,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, models, parallel=True)
+    run(main, lambda: ["teacher", "clip", "ce", *variant_names()], parallel=True)

@@ -36,7 +36,7 @@ def main() -> None:
     summary: dict[str, Any] = {}
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     if len(labels):
-        summary, tables = look(recipe, labels, p.fusion.grid, p.calibration)
+        summary, tables = diagnose(recipe, labels, p.fusion.grid, p.calibration)
     for name, columns in COLUMNS.items():
         with replacing(f"metrics/fusion/{name}.csv") as part:
             pd.DataFrame(tables[name], columns=columns).to_csv(part, index=False)
@@ -44,7 +44,7 @@ def main() -> None:
     print("cache/fused, metrics/fusion.json, metrics/fusion/{alpha,answers,closeness}.csv")
 
 
-def look(
+def diagnose(
     recipe: Recipe, labels: np.ndarray, grid: tuple[float, ...], p: params.Calibration
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """The figures of both teachers and their mixtures, and the rows of the three tables."""

@@ -16,7 +16,6 @@ from richkd.data.dataset import load_info, load_split
 from richkd.data.views import Center
 from richkd.evaluate.seeds import write_training
 from richkd.teachers import ready_made
-from richkd.train.objective import Objective
 from richkd.train.seeds import Job, TrainingData, train_seeds
 from richkd.weights import paths
 from stages import run
@@ -26,16 +25,16 @@ def main() -> None:
     p = params.load("teacher", "views", "runtime")
     device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
     recorded = params.to_dict(p)
-    for key in ("min_accuracy", "urls"):  # with others of these the teacher stays the same
+    for key in ("min_accuracy", "urls"):  # these do not change the weights
         recorded["teacher"].pop(key, None)
     if p.teacher.source == "train":
         job = Job("teacher", p.teacher, [p.teacher.seed], recorded, [__file__])
         data = TrainingData(p.views, p.runtime)
-        train_seeds(job, data, lambda model, teacher: Objective(), write_training)
+        train_seeds(job, data, write_training)
     if distributed.rank() > 0:
         return
     if not isinstance(p.teacher, params.TrainedTeacher):
-        take(p.teacher, Center.of(p.views), recorded)
+        use_ready_made(p.teacher, Center.of(p.views), recorded)
         write_training("teacher", {"seed0": validated(device, p.runtime.precision)}, pd.DataFrame())
     tested = accuracy("test", device, p.runtime.precision)
     write_json("metrics/teacher.json", {"test_accuracy": tested})
@@ -47,7 +46,9 @@ def main() -> None:
         )
 
 
-def take(teacher: params.ReadyMadeTeacher, center: Center | None, recorded: dict[str, Any]) -> None:
+def use_ready_made(
+    teacher: params.ReadyMadeTeacher, center: Center | None, recorded: dict[str, Any]
+) -> None:
     """Save a ready-made teacher; `center` is None where images are taken as they are."""
     num_classes = len(load_info("data/info.json").classes)
     found = ready_made.obtain(teacher, num_classes)

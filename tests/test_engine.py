@@ -1,4 +1,4 @@
-"""The device, the images on it, and inference."""
+"""The device, and running a model on images."""
 
 import os
 
@@ -7,12 +7,9 @@ import torch
 
 from richkd import engine, models
 from richkd.base.errors import InputError
-from richkd.data.resident import ResidentSet, normalise, to_input
-from richkd.data.views import Preprocessing, Views
 from richkd.engine import accuracy, pick_device, predict
 
 CPU = torch.device("cpu")
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 
 
 def network():
@@ -57,35 +54,6 @@ def test_accuracy_by_hand():
     assert [accuracy(logits, labels, top) for top in (1, 2, 3)] == [0.25, 0.5, 1.0]
 
 
-def test_to_input_by_hand(split):
-    result = to_input(split.images, Preprocessing(MEAN, STD), CPU)
-    assert result.shape == (22, 3, 8, 8) and result.dtype == torch.float32
-    pixel = split.images[7, 2, 5] / 255
-    expected = [(p - m) / s for p, m, s in zip(pixel, MEAN, STD)]
-    assert result[7, :, 2, 5].tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_normalise_takes_numbers_or_tensors_and_works_in_place(split):
-    levels = torch.from_numpy(split.images).permute(0, 3, 1, 2).float()
-    expected = to_input(split.images, Preprocessing(MEAN, STD), CPU)
-    for kind in (list, torch.tensor):
-        pixels = levels.clone()
-        found = normalise(pixels, kind(MEAN), kind(STD))
-        assert found.data_ptr() == pixels.data_ptr() and torch.equal(found, expected)
-
-
-def test_a_resident_set_knows_its_normalisation_and_serves_all_runs(data):
-    assert data.preprocessing == Preprocessing(MEAN, STD)
-    assert data.reader() is data and len(data) == 22
-
-
-def test_images_that_do_not_fit_are_refused_before_they_are_padded(split, monkeypatch):
-    monkeypatch.setattr(engine, "free_memory", lambda device: 22 * 10 * 10 * 3 * 5 * 2 - 1)
-    monkeypatch.setattr(engine.np, "pad", lambda *_: pytest.fail("padded"))
-    with pytest.raises(InputError, match=r"22 images padded by views.pad 1 take 0.1 MB of memory"):
-        ResidentSet(split, Preprocessing(MEAN, STD), Views(8, 8, 1, True), CPU)
-
-
 def test_free_memory_is_what_the_machine_has_left():
     assert 2**20 < engine.free_memory(CPU) < 2**50
 
@@ -102,6 +70,14 @@ def test_cuda_without_one_is_refused():
     assert pick_device("auto") == CPU
     with pytest.raises(InputError, match="runtime.device is 'cuda': no CUDA device here, use auto"):
         pick_device("cuda")
+
+
+def test_running_out_of_memory_says_what_to_lower():
+    with (
+        pytest.raises(InputError, match="out of memory: lower a.batch_size .no room left."),
+        engine.out_of_memory("a.batch_size"),
+    ):
+        raise torch.OutOfMemoryError("no room left")
 
 
 def test_deterministic_kernels_are_asked_for_and_left_again():

@@ -6,15 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from richkd import classifiers, models, weights
+from richkd import models, weights
 from richkd.base.errors import InputError
-from richkd.data.views import Center
 
 CPU = torch.device("cpu")
-RECORD = {
-    "kind": "classifier", "arch": "resnet8", "num_classes": 4, "mean": [0.1], "std": [0.2],
-    "center": None,
-}  # fmt: skip
+RECORD = {"kind": "classifier", "arch": "resnet8", "num_classes": 4}
 
 
 @pytest.fixture
@@ -24,25 +20,6 @@ def saved(tmp_path):
     path = tmp_path / "model" / "seed0"
     weights.save(path, model.state_dict(), RECORD)
     return model, path
-
-
-def test_a_classifier_comes_back_in_eval_mode(saved):
-    model, path = saved
-    loaded, mean, std, center = classifiers.load_classifier(path, CPU)
-    images = torch.rand(3, 3, 8, 8)
-    with torch.no_grad():
-        for actual, expected in zip(loaded(images), model.eval()(images)):
-            torch.testing.assert_close(actual, expected)
-    assert not loaded.training and (mean, std, center) == ([0.1], [0.2], None)
-    state = loaded.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-
-
-def test_a_classifier_knows_how_files_are_cut_for_it(saved):
-    model, path = saved
-    center = Center(resize=232, size=224, interpolation="bicubic")
-    weights.save(path, model.state_dict(), RECORD | {"center": center._asdict()})
-    assert classifiers.load_classifier(path, CPU).center == center
 
 
 def test_tensors_in_any_memory_format_are_saved(tmp_path):
@@ -62,6 +39,16 @@ def test_weights_of_another_model_are_refused_by_parameter_and_shapes(saved):
     )
 
 
+def test_a_path_is_named_in_full_and_an_open_file_by_its_name(saved, tmp_path):
+    _, path = saved
+    file = path.with_suffix(".safetensors")
+    with pytest.raises(InputError, match=f"{file} is of another model"):
+        weights.load_into(models.create("resnet8", 10), file)
+    (tmp_path / "x.pth").write_bytes(b"text")
+    with (tmp_path / "x.pth").open("rb") as opened, pytest.raises(InputError, match="x.pth is no"):
+        weights.read_tensors(opened)
+
+
 def test_another_number_of_classes_is_refused(saved):
     _, path = saved
     with pytest.raises(InputError, match=r"fc.weight is \(4, 64\) there, \(10, 64\) here"):
@@ -75,7 +62,7 @@ def test_missing_and_unknown_parameters_are_refused_by_name(saved):
     tensors = load_file(f"{path}.safetensors")
     save_file(tensors | {"extra": torch.zeros(2)}, f"{path}.safetensors")
     with pytest.raises(InputError, match=r"extra is \(2,\) there, unknown here"):
-        classifiers.load_classifier(path, CPU)
+        weights.load_into(models.create("resnet8", 4), f"{path}.safetensors")
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
@@ -85,7 +72,7 @@ def test_a_truncated_file_is_refused_by_name(saved, share):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=rf"{file} is not whole: "):
-        classifiers.load_classifier(path, CPU)
+        weights.load_into(models.create("resnet8", 4), f"{path}.safetensors")
 
 
 def test_the_record_says_what_the_weights_are(saved):

@@ -1,22 +1,22 @@
-"""Image folders such as ImageNet's, small, with what real ones hold of oddities."""
+"""Small image folders in the layout of ImageNet, with the odd files that real folders have."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-WNIDS = [
-    "n01440764", "n01443537", "n01491361", "n01514668", "n01530575", "n01532829", "n01558993",
-    "n01614925", "n01644373", "n01770393", "n01855672", "n02085620", "n02110341", "n02123045",
-    "n02130308", "n02206856", "n02391049", "n02504458", "n02690373", "n03891251",
-]  # fmt: skip
+WNIDS = (
+    "n01440764 n01443537 n01491361 n01514668 n01530575 n01532829 n01558993 n01614925 n01644373 "
+    "n01770393 n01855672 n02085620 n02110341 n02123045 n02130308 n02206856 n02391049 n02504458 "
+    "n02690373 n03891251"
+).split()
 COLORS = np.random.default_rng(3).integers(0, 256, (40, 3))
 
 
 def photograph(
     label: int, rng: np.random.Generator, small: int = 60, large: int = 140
 ) -> Image.Image:
-    """A picture of a class: its colour in stripes of its slope on a random ground, of any size."""
+    """A picture of a class, of random size: stripes of the class's colour and slope on noise."""
     width, height = (int(x) for x in rng.integers(small, large, 2))
     y, x = np.mgrid[:height, :width]
     angle = np.pi * (label % 4) / 4 + rng.normal(0, 0.1)
@@ -34,10 +34,10 @@ def imagenet(
     seed: int = 0,
     oddities: bool = True,
 ) -> Path:
-    """`train/<wnid>/` and `val/<wnid>/` with so many images a class.
+    """`train/<wnid>/` and `val/<wnid>/` with `train` and `val` images a class.
 
-    With oddities the first class's training images begin with one in grey, one in CMYK, one with a
-    palette and one that EXIF turns; then comes one that is cut off.
+    With `oddities` the first training images of the first class are odd: one in grey, one in CMYK,
+    one with a palette, one that EXIF turns, and one that is cut off.
     """
     rng = np.random.default_rng(seed)
     for part, count in (("train", train), ("val", val)):
@@ -52,6 +52,7 @@ def imagenet(
 
 
 def odd(folder: Path, wnid: str, rng: np.random.Generator) -> None:
+    """Replace the first five images of a class by odd ones."""
     image = photograph(0, rng)
     image.convert("L").save(folder / f"{wnid}_0.JPEG")
     image.convert("CMYK").save(folder / f"{wnid}_1.JPEG")
@@ -64,18 +65,22 @@ def odd(folder: Path, wnid: str, rng: np.random.Generator) -> None:
 
 
 def corrupted(root: Path, source: Path, names: list[str], severities: list[int], side: int) -> None:
-    """ImageNet-C's folders, of the validation images at `source` cut to `side`; darker the worse."""
+    """ImageNet-C's folders: the validation images at `source`, darker for a higher severity.
+
+    The images are resized to `side` x `side` pixels.
+    """
     for path in (source / "val").glob("*/*"):
         image = Image.open(path).convert("RGB").resize((side, side))
         for name in names:
             for severity in severities:
                 folder = root / name / str(severity) / path.parent.name
                 folder.mkdir(parents=True, exist_ok=True)
-                image.point(lambda level: level * (6 - severity) // 6).save(folder / path.name)
+                dark = image.point([level * (6 - severity) // 6 for level in range(256)] * 3)
+                dark.save(folder / path.name)
 
 
 def shifted(root: Path, folders: dict[str, int], count: int = 3) -> None:
-    """`<folder>/` for each with so many images of its class."""
+    """Folders by name, each with `count` images of the class that the name has in `folders`."""
     rng = np.random.default_rng(5)
     for folder, label in folders.items():
         (root / folder).mkdir(parents=True)
@@ -84,7 +89,7 @@ def shifted(root: Path, folders: dict[str, int], count: int = 3) -> None:
 
 
 def flatten_validation(root: Path) -> None:
-    """The validation images side by side, in a shuffled order, with a devkit as ImageNet's."""
+    """Put the validation images into one folder, in random order, and write ImageNet's devkit."""
     from scipy.io import savemat
 
     files = sorted((root / "val").glob("*/*"))

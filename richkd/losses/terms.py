@@ -19,11 +19,7 @@ TERMS: dict[str, str] = {
 }
 
 
-def find(name: str) -> Callable[..., Any]:
-    """The loss called `name` in `TERMS`: the function `name` of `richkd/losses/<name>.py`.
-
-    For `crd` the class `ContrastiveMemory`.
-    """
-    module = import_module(f"richkd.losses.{name}")
-    loss: Callable[..., Any] = getattr(module, "ContrastiveMemory" if name == "crd" else name)
+def loss_function(name: str) -> Callable[..., Any]:
+    """The function `name` of `richkd/losses/<name>.py`; any loss of `TERMS` but `crd`, a class."""
+    loss: Callable[..., Any] = getattr(import_module(f"richkd.losses.{name}"), name)
     return loss

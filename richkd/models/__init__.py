@@ -20,7 +20,16 @@ from richkd.models.output import ModelOutput
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["REFERENCE_NAMES", "ModelOutput", "check", "create", "names", "stage_names", "with_maps"]
+__all__ = [
+    "REFERENCE_NAMES",
+    "ModelOutput",
+    "check_name",
+    "check_stages",
+    "create",
+    "names",
+    "stage_names",
+    "with_maps",
+]
 
 # By the file that builds the networks. The names stand here because they must be known without
 # importing torch: every stage checks the params, and some stages need no torch.
@@ -52,7 +61,7 @@ def names() -> list[str]:
     return [name for family in FAMILIES.values() for name in family]
 
 
-def check(name: str) -> None:
+def check_name(name: str) -> None:
     """Raises InputError where `name` is no architecture; the message says what is allowed.
 
     Only a name of the form `torchvision/<name>` imports torch, which takes seconds.
@@ -72,10 +81,22 @@ def create(name: str, num_classes: int) -> nn.Module:
     `torchvision/<name>` is torchvision's network of that name. Raises InputError for an unknown
     name, and for a network of torchvision that does not end in one linear layer.
     """
-    check(name)
-    family = "torchvision"
-    for ours, members in FAMILIES.items():
-        if name in members:
-            family = ours
+    check_name(name)
+    family = next((family for family, known in FAMILIES.items() if name in known), "torchvision")
     network: nn.Module = import_module(f"richkd.models.{family}").build(name, num_classes)
     return network
+
+
+def check_stages(student: str, teacher: str) -> None:
+    """Raises InputError where two architectures cannot be compared map by map, stage by stage.
+
+    Imports torch, and makes both networks without memory for their weights.
+    """
+    import torch
+
+    with torch.device("meta"):
+        own, theirs = (len(stage_names(create(name, 2))) for name in (student, teacher))
+    if own != theirs:
+        raise InputError(
+            f"feature maps are compared stage by stage: {student} has {own} stages, {teacher} {theirs}"
+        )

@@ -19,8 +19,8 @@ def stage_names(model: nn.Module) -> tuple[str, ...]:
     if not names:
         name = getattr(model, "arch", type(model).__name__)
         raise InputError(
-            f"feature maps of {name} are not supported: its stages are not known; of torchvision's "
-            "networks only the ResNets' are (layer1 to layer4)"
+            f"the stages of {name} are not known, so it has no feature maps; of torchvision's "
+            "networks only the ResNets have them"
         )
     return names
 

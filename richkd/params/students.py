@@ -64,7 +64,7 @@ class Kd(Term):
     """Hinton's knowledge distillation."""
 
     temperature: Positive
-    standardize: bool = False  # the logits of both have mean 0 and deviation 1 before
+    standardize: bool = False  # scale each row of logits to mean 0 and deviation 1 first
 
 
 @section

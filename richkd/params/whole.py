@@ -91,17 +91,15 @@ class Params:
         _check_clip(self)
         _check_sources(self)
         for name, variant in self.distill.variants.items():
-            _check_variant(f"distill.variants.{name}", variant, self.cache)
+            _check_variant(f"distill.variants.{name}", variant, self)
         _check_variant_names(list(self.distill.variants))
 
 
 def _check_networks(params: Params) -> None:
     """Known architectures, whose learning rate falls before the training ends."""
     for key, network in (("teacher", params.teacher), ("student", params.student)):
-        of_torchvision = isinstance(network, TorchvisionTeacher)
-        arch = f"torchvision/{network.arch}" if of_torchvision else network.arch
         try:
-            models.check(arch)
+            models.check_name(_architecture(network))
         except InputError as error:
             raise InputError(f"{key}.arch: {error}") from None
         if isinstance(network, Training) and network.schedule == "step":
@@ -109,6 +107,13 @@ def _check_networks(params: Params) -> None:
                 raise InputError(
                     f"{key}.milestones is {late}: must be below {network.epochs} epochs"
                 )
+
+
+def _architecture(network: Teacher | Training) -> str:
+    """The name by which `richkd.models` knows the network."""
+    if isinstance(network, TorchvisionTeacher):
+        return f"torchvision/{network.arch}"
+    return network.arch
 
 
 def _check_views(params: Params) -> None:
@@ -183,16 +188,23 @@ def _check_sources(params: Params) -> None:
         raise InputError(f"corruptions.source is {source!r}: must be {allowed} for {name}")
 
 
-def _check_variant(key: str, variant: Variant, cache: Cache) -> None:
-    """A term to learn from the teacher, who must have what the term compares."""
+def _check_variant(key: str, variant: Variant, params: Params) -> None:
+    """A variant has a term besides ce, and its teacher has what the term compares."""
+    cached = params.cache.teacher
     if list(variant.terms) == ["ce"]:
         raise InputError(f"{key} names no term but ce: the student alone is trained anyway, as ce")
     for name, term in variant.terms.items():
-        if term.needs_maps and (variant.teacher, cache.teacher) != ("teacher", "online"):
+        if not term.needs_maps:
+            continue
+        if (variant.teacher, cached) != ("teacher", "online"):
             raise InputError(
-                f"{key}.{name} compares feature maps, which no table holds: needs teacher: "
-                f"teacher, here {variant.teacher}, and cache.teacher: online, here {cache.teacher}"
+                f"{key}.{name} compares feature maps, which no table holds: set teacher: teacher "
+                f"(now {variant.teacher}) and cache.teacher: online (now {cached})"
             )
+        try:
+            models.check_stages(_architecture(params.student), _architecture(params.teacher))
+        except InputError as error:
+            raise InputError(f"{key}.{name}: {error}") from None
 
 
 def _check_variant_names(names: list[str]) -> None:

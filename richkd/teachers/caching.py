@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from richkd.base import distributed
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, write_json
+from richkd.base.files import read_json, sha256, write_json
 from richkd.base.resume import FOLDER
 from richkd.data.imagesets import FileSet
 from richkd.data.resident import ResidentSet
@@ -256,7 +256,9 @@ class _Unfinished:
             path.unlink()
         classes = validation_logits.shape[1]
         shape = {"views": self.views, "images": self.images, "classes": classes}
-        write_json(self.work / "cache.json", {**made_from, "shape": shape})
+        # The fused teacher knows its tables by this file alone: it names what they hold, too.
+        content = {path.name: sha256(path) for path in sorted(self.work.glob("*.npy"))}
+        write_json(self.work / "cache.json", {**made_from, "shape": shape, "content": content})
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.work.rename(self.folder)

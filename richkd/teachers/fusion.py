@@ -19,10 +19,10 @@ FUSED = Path("cache/fused/fused.json")
 
 
 class Recipe(NamedTuple):
-    """How the fused teacher is made: the shares of fusion, and of which tables.
+    """How the fused teacher is made, and from which tables.
 
-    `scales` are what each teacher's logits are multiplied with before they are mixed, `tables` the
-    fingerprints of the tables that the recipe was written for; both by `teacher` and `clip`.
+    Both dicts have the keys `teacher` and `clip`. `scales`: factors of the logits before they are
+    mixed. `tables`: fingerprints of the tables that the recipe was written for.
     """
 
     alpha: float
@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
 
 
 def table_fingerprints() -> dict[str, str]:
-    """Of both teachers' tables, by what each was made from."""
+    """The fingerprint of each teacher's table: of what it was made from, and of what it holds."""
     return {name: sha256(f"cache/{name}/cache.json") for name in ("teacher", "clip")}
 
 
@@ -47,7 +47,10 @@ def load_recipe() -> Recipe:
     """What the stage `fusion` has written; InputError where there is no recipe."""
     if not FUSED.exists():
         raise InputError(f"{FUSED} is not there: run `dvc repro fusion`")
-    return Recipe(**read_json(FUSED))
+    recipe = read_json(FUSED)
+    if set(recipe) != set(Recipe._fields):
+        raise InputError(f"{FUSED} is of another version of this code: run `dvc repro fusion`")
+    return Recipe(**recipe)
 
 
 def fuse_logits(teacher: Array, clip: Array, alpha: float) -> Array:

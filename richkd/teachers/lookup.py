@@ -29,11 +29,11 @@ CACHE = Path("cache")
 TRAIN = "data/train.safetensors"
 
 
-def identity(model: Path, views: ViewSet, held: str, top_k: int | None) -> dict[str, Any]:
-    """What a table is made from: by name, everything that makes the table useless when it changes.
+def identity(model: Path, views: ViewSet, cached_views: str, top_k: int | None) -> dict[str, Any]:
+    """What a table is made from, by name: if any of these changes, the table is out of date.
 
-    `model` is the path of the teacher's weights without its suffix, `held` is `all`, `center` or
-    `online`.
+    `model` is the path of the teacher's weights without its suffix; `cached_views` is `all`,
+    `center` or `online`.
     """
     record = read_json(f"{model}.json")
     keys = ("mean", "std", "center", "input")
@@ -41,7 +41,7 @@ def identity(model: Path, views: ViewSet, held: str, top_k: int | None) -> dict[
         "data set": sha256(TRAIN),
         "teacher": sha256(f"{model}.safetensors"),
         "input of the teacher": {key: record.get(key) for key in keys},
-        "set of views": {**views.described, "held": held},
+        "set of views": {**views.described, "held": cached_views},
         "top k": top_k,
     }
     if record["kind"] == "clip":  # both shape the logits, and neither is among the weights
@@ -52,9 +52,9 @@ def identity(model: Path, views: ViewSet, held: str, top_k: int | None) -> dict[
 def open_teacher(name: str, views: ViewSet, device: torch.device, parts: Sequence[str]) -> Teacher:
     """The teacher `teacher`, `clip` or `fused`, for lookups of `parts` on the device.
 
-    `parts` are some of logits, features and maps. InputError where a table was made from something
-    else than what is in place now, where the fused teacher was made of other tables, and for maps
-    of a teacher that does not run along.
+    `parts` are some of logits, features and maps. InputError where a table no longer belongs to
+    the model, the data or the views, where the fused teacher was made of other tables, and for maps
+    of a teacher that does not run along. How many views and logits a table holds, it says itself.
     """
     if name != "fused":
         return _open_one(name, views, device, parts)
@@ -69,15 +69,20 @@ def _open_one(name: str, views: ViewSet, device: torch.device, parts: Sequence[s
     folder = CACHE / name
     (model,) = weights.paths(f"models/{name}")
     made_from = read_json(folder / "cache.json")
-    held, top_k = made_from["set of views"]["held"], made_from["top k"]
-    needed = json.loads(json.dumps(identity(model, views, held, top_k)))  # tuples to lists
+    try:
+        cached_views, top_k = made_from["set of views"]["held"], made_from["top k"]
+    except KeyError:
+        raise InputError(
+            f"{folder} is of another version of this code: run `dvc repro cache@{name}`"
+        ) from None
+    needed = json.loads(json.dumps(identity(model, views, cached_views, top_k)))  # tuples to lists
     for part, value in needed.items():
         if made_from.get(part) != value:
             raise InputError(
                 f"{folder} was made with another {part} ({_short(made_from.get(part))}, needed is "
                 f"{_short(value)}): run `dvc repro cache@{name}`"
             )
-    if held == "online":
+    if cached_views == "online":
         tqdm.write(f"{folder}: the teacher runs along, on the {device.type}")
         return Online(load_classifier(model, device), "maps" in parts)
     if "maps" in parts:
@@ -91,13 +96,13 @@ def _open_one(name: str, views: ViewSet, device: torch.device, parts: Sequence[s
         shape["images"],
         shape["classes"],
     )
-    table = place(shards, device)
+    table = put_on_device(shards, device)
     way = "streamed from the disk" if isinstance(table, Streamed) else f"on the {device.type}"
     tqdm.write(f"{folder}: {shards.nbytes / 1e6:,.1f} MB of {' and '.join(parts)}, {way}")
     return table
 
 
-def place(shards: Shards, device: torch.device) -> Table:
+def put_on_device(shards: Shards, device: torch.device) -> Table:
     """The table on the device, or streamed to it.
 
     On a GPU the table is whole where that leaves half of its free memory; on a CPU where one file

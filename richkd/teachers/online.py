@@ -9,7 +9,7 @@ from torch import Tensor
 
 from richkd.classifiers import Loaded
 from richkd.engine import autocast
-from richkd.models import ModelOutput, stage_names, with_maps
+from richkd.models import ModelOutput, with_maps
 from richkd.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Online(Teacher):
     """A frozen teacher that runs on each batch, as the student sees it; on a GPU in bf16.
 
-    Only what `reader` returns can be asked: it knows the run's images. With `maps` it has the maps
-    after each stage, too. InputError for a network whose maps are not known.
+    Call `reader` first: it returns the teacher that knows the run's images. With `maps` the teacher
+    has feature maps, too.
     """
 
     def __init__(
@@ -30,8 +30,6 @@ class Online(Teacher):
         self.loaded, self.has_maps, self.data = loaded, maps, data
         self.forward = with_maps(loaded.model) if maps else loaded.model
         self.output: ModelOutput | None = None
-        if maps:
-            self.stages = stage_names(loaded.model)
         if data is not None:  # the batch is normalised for the student
             theirs, own = loaded.preprocessing, data.preprocessing
             mean, std, own_mean, own_std = (
@@ -53,21 +51,21 @@ class Online(Teacher):
         self.output = None
 
     def logits(self, ids: Tensor, view_ids: Tensor) -> Tensor:
-        return self._run(ids, view_ids).logits.float()
+        return self._run(ids, view_ids).logits
 
     def features(self, ids: Tensor, view_ids: Tensor) -> Tensor:
-        return self._run(ids, view_ids).features.float()
+        return self._run(ids, view_ids).features
 
     def maps(self, ids: Tensor, view_ids: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.float() for x in self._run(ids, view_ids).maps)
+        return self._run(ids, view_ids).maps
 
     def _run(self, ids: Tensor, view_ids: Tensor) -> ModelOutput:
         """Once a batch, whatever is asked."""
-        assert self.data is not None  # a reader is asked, never what it was made from
+        assert self.data is not None  # this is what `reader` returned
         if self.output is None:
             device = self.data.device
             precision = "bf16" if device.type == "cuda" else "fp32"
             with torch.no_grad(), autocast(device, precision):
                 images = self.data.batch(ids, view_ids) * self.scale + self.shift
-                self.output = self.forward(images)
+                self.output = self.forward(images).float()
         return self.output

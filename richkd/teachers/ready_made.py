@@ -19,7 +19,7 @@ from richkd.params import MdistillerTeacher, ReadyMadeTeacher, TorchvisionTeache
 MDISTILLER = Preprocessing((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
-class Teacher(NamedTuple):
+class ReadyMade(NamedTuple):
     """A classifier, the preprocessing of its input, and where its weights come from.
 
     preprocessing.center is None where nothing says how files are cut for the classifier. data maps
@@ -32,20 +32,20 @@ class Teacher(NamedTuple):
     data: dict[str, str]
 
 
-def obtain(p: ReadyMadeTeacher, num_classes: int) -> Teacher:
+def obtain(p: ReadyMadeTeacher, num_classes: int) -> ReadyMade:
     """The teacher that the params name. InputError if its weights cannot be had or do not fit."""
     if isinstance(p, TorchvisionTeacher):
         return _torchvision(p, num_classes)
     model = models.create(p.arch, num_classes)
     if isinstance(p, MdistillerTeacher):
-        return Teacher(p.arch, model, MDISTILLER, _load_mdistiller(p, model))
+        return ReadyMade(p.arch, model, MDISTILLER, _load_mdistiller(p, model))
     download.verify(p.path, f"sha256:{p.sha256}", "teacher.path")
     weights.load_into(model, p.path)
-    return Teacher(p.arch, model, Preprocessing(p.mean, p.std), {p.path: p.sha256})
+    return ReadyMade(p.arch, model, Preprocessing(p.mean, p.std), {p.path: p.sha256})
 
 
 def _load_mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
-    """Load the weights from `cifar_teachers.tar` into the model; returns `Teacher.data`."""
+    """Load the weights from `cifar_teachers.tar` into the model; returns `ReadyMade.data`."""
     name = models.REFERENCE_NAMES.get(p.arch, p.arch)
     member = f"cifar_teachers/{name}_vanilla/ckpt_epoch_240.pth"
     archive = download.fetch(
@@ -68,7 +68,7 @@ def _load_mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
     return {"cifar_teachers.tar": sha256(archive)}
 
 
-def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
+def _torchvision(p: TorchvisionTeacher, num_classes: int) -> ReadyMade:
     from torchvision.models import get_model_weights
 
     name = f"torchvision/{p.arch}"
@@ -105,4 +105,4 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> Teacher:
         transforms.resize_size[0], transforms.crop_size[0], transforms.interpolation.value
     )
     data = {chosen.url: str(chosen)}
-    return Teacher(name, model, Preprocessing(transforms.mean, transforms.std, center), data)
+    return ReadyMade(name, model, Preprocessing(transforms.mean, transforms.std, center), data)

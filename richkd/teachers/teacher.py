@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 class Teacher(ABC):
     """Looked up by images and views: `ids` (B,) and `view_ids` (B,), int64, on the device."""
 
-    stages: Sequence[str] = ()  # of its network, after each of which there is one of `maps`
-
     @property
     @abstractmethod
     def feature_dim(self) -> int:

@@ -65,10 +65,11 @@ class Run:
     goes on from its checkpoint ends, on a CPU, bit for bit where the unbroken one does. The model
     is left as the last epoch leaves it.
 
-    Of several processes (`richkd.base.distributed`) each trains on its share of every batch, a last
-    batch cut to a multiple of their number. Gradients, BatchNorm's statistics and CRD's banks are
-    those of the whole batch, so but for that cut and rounding the number changes nothing, and the
-    learning rate stays as it is. `richkd.train.batchnorm` changes the model's layers for it.
+    Each of several processes (`richkd.base.distributed`) trains on its share of every batch; a last
+    batch is cut to a multiple of their number. Gradients, BatchNorm's statistics and CRD's banks are
+    those of the whole batch, so the number of processes changes only that last batch and the
+    rounding, and the learning rate stays as it is. `richkd.train.batchnorm` changes the model's
+    layers for this.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Run:
         self.draw = torch.Generator(self.device)
 
         self.forward: Callable[[Tensor], ModelOutput] = self.model
-        if objective.maps:
+        if objective.needs_maps:
             self.forward = with_maps(self.model)
         if self.runtime.step == "compile":
             self.forward = torch.compile(
@@ -160,9 +161,9 @@ class Run:
                 part.load_state_dict(state[name])
 
     def train(self) -> Iterator[None]:
-        """Comes back after each step, which the device may still be at."""
+        """Yields after each step; the device may still be working on it."""
         self.model.train()
-        if self.stream:  # the current one; what is trained was made on the default one
+        if self.stream:  # the model was made on the default stream: wait for it
             self.stream.wait_stream(torch.cuda.default_stream(self.device))
         first, epochs = len(self.history), self.training.epochs
         progress = tqdm(

@@ -40,18 +40,18 @@ class Objective(nn.Module):
         self,
         options: Mapping[str, Term] | None = None,
         terms: Mapping[str, nn.Module] | None = None,
-        maps: bool = False,
     ):
-        """`options` have the weights of ce and of each of `terms`; alone, ce has weight 1.
-
-        With `maps` the terms need the maps of the classifier's output.
-        """
+        """`options` have the weights of ce and of each of `terms`; alone, ce has weight 1."""
         super().__init__()
-        self.options = options or {"ce": Ce()}
+        self.options = options or {"ce": Ce(weight=1.0)}
         self.terms = nn.ModuleDict(terms)
-        self.maps = maps
         # On the device, where a captured graph reads the epoch anew.
         self.register_buffer("epoch", torch.ones(()), persistent=False)
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether a term compares the maps of the classifier's output."""
+        return any(getattr(term, "compares", None) == "maps" for term in self.terms.values())
 
     def begin_epoch(self, number: int) -> None:
         """Epoch `number`, counted from 1, begins."""

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from richkd.teachers.teacher import Teacher
 
 LOWER = (
-    "student.batch_size, runtime.seeds_at_once or a variant's crd.num_negatives, or set "
-    "crd.negatives to shared"
+    "batch_size, runtime.seeds_at_once or the num_negatives of crd, or set its negatives to shared"
 )
 DATA = ("data/train.safetensors", "data/validation.safetensors", "data/info.json")
 
 # `{"seed0": {metric: value}}` and a row for each seed and epoch.
 Results = Mapping[str, Mapping[str, float]]
 Writer = Callable[[str, Results, pd.DataFrame], None]
+MakeObjective = Callable[[nn.Module, "Teacher"], Objective]
 
 
 class Job(NamedTuple):
     """What is trained: `training.arch`, once a seed, to `models/<name>`.
 
-    `params` and the content of the files `inputs`, the calling script among them, are with the data
-    what the result follows from: a run that was killed goes on only where they are the same. The
+    The result follows from `params`, from the content of the files `inputs`, the calling script
+    among them, and from the data: a run that was killed goes on only where all are the same. The
     params are recorded beside the weights.
     """
 
@@ -73,33 +73,38 @@ class TrainingData:
 def train_seeds(
     job: Job,
     data: TrainingData,
-    make_objective: Callable[[nn.Module, Teacher | None], Objective],
     write: Writer,
     teacher: Teacher | None = None,
+    make_objective: MakeObjective | None = None,
 ) -> None:
     """Train the job's classifier once a seed, as many seeds at once as `runtime` says.
 
-    `make_objective(model, teacher)` makes the objective of one seed; the teacher it gets is the
-    run's own reader of `teacher`. Writes `models/<name>/seed<n>.safetensors` and `.json`, and calls
-    `write(name, results, curves)` for the metrics. InputError where memory is too small.
+    With a teacher, `make_objective(model, teacher)` makes the objective of one seed, and the teacher
+    that it gets is the run's own reader; without one the objective is cross entropy. Writes
+    `models/<name>/seed<n>.safetensors` and `.json`. The metrics are written by `write(name, results,
+    curves)`, since training knows nothing of evaluation. InputError where memory is too small.
     """
     key = resume.key([job.name, to_dict(job.params)], [*DATA, *job.inputs])
     first = distributed.rank() == 0
-    checkpoints: list[resume.Checkpoint] = []
-    results: dict[str, dict[str, float]] = {}
-    curves: list[pd.DataFrame] = []
     if first:
         shutil.rmtree(f"models/{job.name}", ignore_errors=True)  # no seeds of an earlier run stay
-    at_once = data.runtime.seeds_at_once
-    for group in (job.seeds[i : i + at_once] for i in range(0, len(job.seeds), at_once)):
+    results: dict[str, dict[str, float]] = {}
+    curves: list[pd.DataFrame] = []
+    checkpoints: list[resume.Checkpoint] = []
+
+    def train_group(seeds: Sequence[int]) -> None:
+        """Train these seeds side by side; when it returns, their memory is free."""
         with engine.out_of_memory(LOWER):
-            runs = [_prepare(job, data, seed, key, make_objective, teacher) for seed in group]
+            runs = [_prepare(job, data, seed, key, teacher, make_objective) for seed in seeds]
             fit(runs)
         for run in runs if first else ():
-            checkpoints.append(run.checkpoint)
             results[f"seed{run.seed}"] = _keep(job, data, run)
             curves.append(pd.DataFrame(run.history).assign(seed=run.seed))
-        del runs  # free before the next group's memory is taken
+            checkpoints.append(run.checkpoint)
+
+    at_once = data.runtime.seeds_at_once
+    for start in range(0, len(job.seeds), at_once):
+        train_group(job.seeds[start : start + at_once])
     distributed.wait()  # all have read the checkpoints
     if first:
         write(job.name, results, pd.concat(curves))
@@ -113,8 +118,8 @@ def _prepare(
     data: TrainingData,
     seed: int,
     key: str,
-    make_objective: Callable[[nn.Module, Teacher | None], Objective],
     teacher: Teacher | None,
+    make_objective: MakeObjective | None,
 ) -> Run:
     """The run of one seed, at its start or where its checkpoint left it."""
     torch.manual_seed(seed)
@@ -122,9 +127,10 @@ def _prepare(
     model.to(data.device).to(memory_format=torch.channels_last)
     images = data.train.reader()
     own = teacher and teacher.reader(images)
+    objective = make_objective(model, own) if own and make_objective else Objective()
     return Run(
         model,
-        make_objective(model, own).to(data.device),
+        objective.to(data.device),
         Sources(images, data.validation, own),
         Plan(job.training, data.runtime, seed),
         resume.Checkpoint(f"{job.name}-seed{seed}", key),

@@ -9,56 +9,49 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from richkd.base.errors import InputError
-from richkd.losses.terms import TERMS, find
-from richkd.models import ModelOutput, stage_names
+from richkd.losses import ContrastiveMemory
+from richkd.losses.terms import TERMS, loss_function
+from richkd.models import ModelOutput
 from richkd.params import Term
 from richkd.teachers.teacher import Teacher
 from richkd.train.objective import Batch, Objective
 
 
-def parts_needed(names: Mapping[str, Term]) -> list[str]:
-    """The parts of a teacher that the terms `names` ask for: some of logits, features, maps."""
+def parts_needed(variant: Mapping[str, Term]) -> list[str]:
+    """The parts of a teacher that a variant's terms ask for: some of logits, features, maps."""
     parts = {"logits and labels": "logits", "memory": "features"}
-    compared = [TERMS[name] for name in names if name != "ce"]
+    compared = [TERMS[name] for name in variant if name != "ce"]
     return list(dict.fromkeys(parts.get(part, part) for part in compared))
 
 
 def make_objective(
-    options: Mapping[str, Term], student: nn.Module, teacher: Teacher, labels: Tensor
+    variant: Mapping[str, Term], student: nn.Module, teacher: Teacher, labels: Tensor
 ) -> Objective:
     """A student's objective under a teacher.
 
-    `options` are a variant's terms, ce among them; `labels` int64 (N,) are those of all training
-    images. InputError for a term on maps where the networks differ in their number of stages.
+    `variant` has the variant's terms, ce among them; `labels` int64 (N,) are those of all training
+    images.
     """
     terms: dict[str, nn.Module] = {}
-    for name, term in options.items():
+    for name, term in variant.items():
         if name == "ce":
             continue
         if TERMS[name] == "memory":
             terms[name] = Contrast(cast(int, student.feature_dim), teacher, labels, term.options)
         else:
             terms[name] = Comparison(name, teacher, term.options)
-    maps = "maps" in parts_needed(options)
-    if maps and (own := len(stage_names(student))) != (theirs := len(teacher.stages)):
-        raise InputError(
-            f"losses on maps compare them stage by stage: the student has {own} stages, the "
-            f"teacher {theirs}"
-        )
-    return Objective(options, terms, maps)
+    return Objective(variant, terms)
 
 
 class Comparison(nn.Module):
     """A loss without memory, on logits, features or maps.
 
-    From a table of the largest logits alone (`cache.top_k`) the teacher is one that spreads what it
-    leaves to the other classes evenly over them.
+    With `cache.top_k` all classes outside the k largest have the same logit.
     """
 
     def __init__(self, name: str, teacher: Teacher, options: Mapping[str, Any]):
         super().__init__()
-        self.loss, self.compares = find(name), TERMS[name]
+        self.loss, self.compares = loss_function(name), TERMS[name]
         self.teacher, self.options = teacher, options
 
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
@@ -88,7 +81,7 @@ class Contrast(nn.Module):
     ):
         super().__init__()
         dim = options["dim"]
-        self.memory = find("crd")(
+        self.memory = ContrastiveMemory(
             len(labels),
             dim,
             options["num_negatives"],
@@ -101,7 +94,7 @@ class Contrast(nn.Module):
         self.embedder = teacher.embedder(dim)
         banks = 2 * self.memory.student_bank.nbytes / 1e6
         kind = "shared by a batch" if self.memory.shared else "of each sample's own"
-        tqdm.write(f"CRD: banks of {banks:,.1f} MB, negatives {kind}")
+        tqdm.write(f"CRD: banks of {banks:,.1f} MB on the {labels.device.type}, negatives {kind}")
 
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
         student = F.normalize(self.head(output.features), dim=1)

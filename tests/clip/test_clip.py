@@ -30,13 +30,23 @@ CPU = torch.device("cpu")
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 CLASSES = ["one", "two", "three", "four"]
 CONFIG = ClipTowers(
-    embed_dim=16, image_size=32, vision_layers=(1, 1, 1, 1), vision_width=8, text_width=16,
-    text_layers=1, text_heads=2, context_length=16,
-)  # fmt: skip
+    embed_dim=16,
+    image_size=32,
+    vision_layers=(1, 1, 1, 1),
+    vision_width=8,
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+    context_length=16,
+)
 TRAINING = ClipTraining(
-    captions=("a photo of {}", "{} again"), steps=50, batch_size=8, lr=0.003, weight_decay=0.1,
+    captions=("a photo of {}", "{} again"),
+    steps=50,
+    batch_size=8,
+    lr=0.003,
+    weight_decay=0.1,
     seed=0,
-)  # fmt: skip
+)
 
 INPUT = clip.Input(32, MEAN, STD)
 UNCHANGED, NORMALISED = Preprocessing([0.0] * 3, [1.0] * 3), Preprocessing(MEAN, STD)
@@ -127,10 +137,15 @@ def test_logits_are_the_scale_times_the_cosine(pixels):
 
 def save(model, path, center=None):
     record = {
-        "kind": "clip", "model": params.to_dict(CONFIG), "quick_gelu": False, "embed_dim": 16,
-        "classes": CLASSES, "scale": model.scale, "input": INPUT._asdict(),
+        "kind": "clip",
+        "model": params.to_dict(CONFIG),
+        "quick_gelu": False,
+        "embed_dim": 16,
+        "classes": CLASSES,
+        "scale": model.scale,
+        "input": INPUT._asdict(),
         "center": center and center._asdict(),
-    }  # fmt: skip
+    }
     weights.save(path, model.state_dict(), record)
     return record
 
@@ -283,9 +298,15 @@ def test_a_pretrained_classifier_comes_back_from_disk(tiny, published, tmp_path,
     expected = clip.input_of(model)
     classifier = clip.class_embeddings(model, clip.tokenizer(tiny), CLASSES, ["a {}"])
     record = {
-        "kind": "clip", "model": tiny, "quick_gelu": quick_gelu, "embed_dim": 16,
-        "classes": CLASSES, "scale": 100.0, "input": expected._asdict(), "center": None,
-    }  # fmt: skip
+        "kind": "clip",
+        "model": tiny,
+        "quick_gelu": quick_gelu,
+        "embed_dim": 16,
+        "classes": CLASSES,
+        "scale": 100.0,
+        "input": expected._asdict(),
+        "center": None,
+    }
     zero_shot = clip.ZeroShot(model, classifier, 100.0, expected).eval()
     weights.save(tmp_path / "seed0", zero_shot.state_dict(), record)
     caplog.clear()
@@ -316,8 +337,9 @@ def test_weights_that_cannot_be_had_are_one_line(tiny, published, monkeypatch, s
         clip.pretrained(tiny, "ours")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(
-        f"the weights of clip.model tiny, clip.tag ours could not be had from {url}: fetch the file "
-        "where there is a network and name it with clip.source: checkpoint, clip.tag and clip.path ("
+        f"the weights of clip.model tiny, clip.tag ours could not be had from {url}: fetch the "
+        "file where there is a network and name it with clip.source: checkpoint, clip.tag and "
+        "clip.path ("
     )
 
 
@@ -329,8 +351,8 @@ def test_without_network_the_paper_s_clip_is_one_line(tmp_path):
     )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith(
-        "richkd.base.errors.InputError: the weights of clip.model ViT-L-14, clip.tag openai could not be had "
-        "from timm/vit_large_patch14_clip_224.openai"
+        "richkd.base.errors.InputError: the weights of clip.model ViT-L-14, clip.tag openai could "
+        "not be had from timm/vit_large_patch14_clip_224.openai"
     )
 
 
@@ -406,7 +428,7 @@ def test_imagenet80_are_open_clip_s_templates():
 
 
 def test_features_agree_with_open_clip_s_own_preprocessing(photographs):
-    """On 256 test images: what PIL does to each, against what we do to the batch."""
+    """On 256 test images: PIL prepares each image, we prepare the whole batch."""
     torch.manual_seed(0)
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     model.visual.eval()

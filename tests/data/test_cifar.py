@@ -56,7 +56,7 @@ def test_every_batch_is_read_in_order(tmp_path, protocol):
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert test.labels.tolist() == [2, 2, 1, 1, 0, 0]
     assert train.images[:, 0, 0, 2].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
-    assert train.images.sum() == 10 + 21  # nothing but these
+    assert train.images.sum() == 10 + 21  # all other values are 0
     for split in (train, test):
         assert split.images.shape == (len(split.labels), 32, 32, 3)
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int64
@@ -112,9 +112,16 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not(tmp_path, member, evil)
 
 @pytest.mark.parametrize(
     "name",
-    ["builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile", "numpy.ndarray.tofile",
-     "codecs.encode", "functools.partial", "_codecs.lookup"],
-)  # fmt: skip
+    [
+        "builtins.eval",
+        "numpy.load",
+        "numpy.core.multiarray.fromfile",
+        "numpy.ndarray.tofile",
+        "codecs.encode",
+        "functools.partial",
+        "_codecs.lookup",
+    ],
+)
 def test_only_what_arrays_need_is_looked_up(tmp_path, name):
     module, _, name = name.rpartition(".")
     path = write(
@@ -180,7 +187,7 @@ WRONG = {
         {"labels": [2, 2, 1, 1, 1, 0]},
         "tiny/test must hold 2 images a class, not 1 of maple tree",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("member", "changes", "text"), WRONG.values(), ids=WRONG)

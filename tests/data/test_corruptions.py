@@ -1,22 +1,22 @@
 """Corruptions against what the benchmark's own generator gives (golden/corruptions.npz).
 
-Deterministic ones equal golden within one grey level on 99 % of the values. So do the random ones
-in REPLAYED, when they are fed with the draws that golden was made from: numpy's RandomState with
-seed severity - 1, spent image by image.
+"Golden" is what that generator gave. Deterministic corruptions equal golden within one grey level
+on 99 % of the values. So do the random ones in REPLAYED, if they get the draws that golden was made
+from: numpy's RandomState with seed severity - 1, spent image by image.
 
-Two cannot be fed: frost has textures in place of golden's photographs, and another library drew the
-impulse noise. For them the expectation of ours, over DRAWS draws of the same 16 images, is compared
-with golden: the mean absolute change from clean, the mean and the standard deviation of an image,
-each averaged over the 16 images, differ by at most 10 % of golden's, at every severity. This is not
-asked of the replayed ones, because golden itself is a draw that misses its own expectation: spatter
-at severity 4, equal to ours pixel by pixel, changes the images by 12 % less than on average, where
-one standard deviation is 10 %.
+Two corruptions cannot get golden's draws: frost has textures instead of golden's photographs, and
+another library drew golden's impulse noise. Their expectation, the mean over DRAWS draws of the
+same 16 images, is compared with golden at every severity: the mean absolute change from clean, the
+mean and the standard deviation of an image, each averaged over the 16 images, differ by at most 10
+% of golden's. The replayed corruptions need not pass this test, because golden is a single draw,
+which can lie far from its expectation: spatter at severity 4, equal to ours pixel by pixel, changes
+the images by 12 % less than on average, and one standard deviation is 10 %.
 
-The streams that users get are compared with golden for every random corruption, image by image:
-each of the three figures lies within 4 standard deviations of our draws.
+For every random corruption the draws that users get are compared with golden, image by image: each
+of the three figures lies within 4 standard deviations of our draws.
 
-Golden has CIFAR's constants. ImageNet's go through the same functions; what they bring that is new
-is checked against its definition, at 64x64 to be quick.
+Golden has CIFAR's constants. ImageNet's constants use the same functions; the branches that only
+they reach are checked against their definitions, at 64x64 to be quick.
 """
 
 import functools
@@ -34,6 +34,7 @@ from scipy import ndimage
 from richkd.data.corruptions import (
     BENCHMARK,
     CONSTANTS,
+    CORRUPTIONS,
     EXTRA,
     blur,
     corrupt,
@@ -45,9 +46,15 @@ GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden" / "corruptions.n
 SEVERITIES = (1, 2, 3, 4, 5)
 ALL = BENCHMARK + EXTRA
 DETERMINISTIC = (
-    "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression",
-    "gaussian_blur", "saturate",
-)  # fmt: skip
+    "defocus_blur",
+    "zoom_blur",
+    "brightness",
+    "contrast",
+    "pixelate",
+    "jpeg_compression",
+    "gaussian_blur",
+    "saturate",
+)
 RANDOM = tuple(name for name in ALL if name not in DETERMINISTIC)
 DRAWS = {"frost": 1000, "impulse_noise": 100}  # the mean change then stays within 0.6 % over seeds
 
@@ -82,7 +89,7 @@ def statistics(name, severity, draws):
     return measure(theirs), np.stack([measure(x) for x in np.split(ours, draws)])
 
 
-# Golden's draws, given out as our corruptions ask for them. r: the RandomState that golden used.
+# Golden's draws, in the shapes that our corruptions ask for. r: the RandomState that golden used.
 
 
 def plain_draws(r):
@@ -146,10 +153,12 @@ REPLAYED = {
 }
 
 
-def test_names():
+def test_the_names_are_those_of_params_in_the_same_order():
     assert len(BENCHMARK) == 15 and len(EXTRA) == 4
     assert set(ALL) <= set(golden())
     assert set(RANDOM) == {*REPLAYED, *DRAWS}
+    assert tuple(CORRUPTIONS) == ALL
+    assert all(function.__name__ == name for name, function in CORRUPTIONS.items())
     for constants in CONSTANTS.values():
         assert tuple(constants) == ALL and {len(values) for values in constants.values()} == {5}
 
@@ -280,10 +289,15 @@ def test_imagenet_chunks_join():
 @pytest.mark.parametrize(
     "name",
     [
-        "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "brightness", "contrast",
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "speckle_noise",
+        "brightness",
+        "contrast",
         "gaussian_blur",
     ],
-)  # fmt: skip
+)
 def test_imagenet_severity_grows_the_change(name):
     clean = images(4, 64, 64)
     change = [
@@ -355,7 +369,7 @@ def test_imagenet_zoom_blur(severity, last, step):
     "severity, side, total", [(1, 7, 1), (2, 11, 1), (3, 15, 1), (4, 17, 1.013), (5, 21, 1.011)]
 )
 def test_imagenet_defocus_blur(severity, side, total):
-    """The kernel of a disk and, where it has room, a blurred rim; elsewhere the rim adds to the sum."""
+    """The kernel is a disk with a blurred rim; without room for the rim its sum is above 1."""
     spot = np.zeros((1, 64, 64, 3), np.float32)
     spot[:, 32, 32] = 1
     kernel = defocus_blur(spot, None, *CONSTANTS["imagenet"]["defocus_blur"][severity - 1])[

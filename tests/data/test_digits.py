@@ -49,9 +49,18 @@ def test_pools_follow_the_seed():
 def test_names_of_the_hundred_classes():
     assert len(set(digits.CLASSES)) == 100
     names = {
-        0: "zero", 9: "nine", 10: "ten", 13: "thirteen", 19: "nineteen", 20: "twenty",
-        21: "twenty-one", 40: "forty", 55: "fifty-five", 90: "ninety", 99: "ninety-nine",
-    }  # fmt: skip
+        0: "zero",
+        9: "nine",
+        10: "ten",
+        13: "thirteen",
+        19: "nineteen",
+        20: "twenty",
+        21: "twenty-one",
+        40: "forty",
+        55: "fifty-five",
+        90: "ninety",
+        99: "ninety-nine",
+    }
     assert {number: digits.CLASSES[number] for number in names} == names
 
 

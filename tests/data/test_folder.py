@@ -1,4 +1,4 @@
-"""Images in folders: what prepare finds, what it leaves out, and what it refuses in one line."""
+"""Images in folders: what is found, what is left out, and what is refused in one line."""
 
 import io
 import json
@@ -24,9 +24,15 @@ TRAIN, VAL = 7, 3
 KIT = Path("ILSVRC2012_devkit_t12/data")
 TRUTH = KIT / "ILSVRC2012_validation_ground_truth.txt"
 ALL = {
-    "classes": "all", "expect_train": None, "expect_val": None, "unreadable": 0,
-    "train_per_class": "all", "validation": 0, "captioned_images": 0, "seed": 0,
-}  # fmt: skip
+    "classes": "all",
+    "expect_train": None,
+    "expect_val": None,
+    "unreadable": 0,
+    "train_per_class": "all",
+    "validation": 0,
+    "captioned_images": 0,
+    "seed": 0,
+}
 
 
 def imagenet(root, **changes):
@@ -66,10 +72,15 @@ def tree(odd, tmp_path):
 
 
 def test_a_tree_as_splits(odd, capsys):
-    splits, info = folder.prepare_folders(imagenet(odd, unreadable=1, validation=6, captioned_images=8))
+    splits, info = folder.prepare_folders(
+        imagenet(odd, unreadable=1, validation=6, captioned_images=8)
+    )
     assert {name: len(split.labels) for name, split in splits.items()} == {
-        "validation": 6, "train": 4 * TRAIN - 1 - 6, "captioned": 8, "test": 4 * VAL,
-    }  # fmt: skip
+        "validation": 6,
+        "train": 4 * TRAIN - 1 - 6,
+        "captioned": 8,
+        "test": 4 * VAL,
+    }
     every = dict(zip(folder.wnids(), open_clip.IMAGENET_CLASSNAMES))
     assert info.classes == [every[wnid] for wnid in WNIDS] and info.classes[0] == "tench"
     assert info.folders == WNIDS and info.name == "imagenet"
@@ -118,8 +129,11 @@ def test_sizes_and_kinds_are_those_of_the_decoded_images(odd):
         assert decode(odd / path).shape == (3, size[1], size[0])
         assert (odd / path).stat().st_size == length
     assert [kinds[f"{WNIDS[0]}_{i}"] for i in range(4)] == [
-        ("JPEG", "L", True), ("JPEG", "CMYK", False), ("PNG", "P", False), ("JPEG", "RGB", False),
-    ]  # fmt: skip
+        ("JPEG", "L", True),
+        ("JPEG", "CMYK", False),
+        ("PNG", "P", False),
+        ("JPEG", "RGB", False),
+    ]
     with Image.open(odd / f"train/{WNIDS[0]}/{WNIDS[0]}_3.JPEG") as lying:
         (number,) = (i for i, path in enumerate(train.paths) if path.endswith("0764_3.JPEG"))
         assert lying.size[::-1] == tuple(train.sizes[number]) != lying.size
@@ -162,7 +176,7 @@ def test_more_broken_files_than_allowed_are_named(odd):
     cut_off = f"train/{WNIDS[0]}/{WNIDS[0]}_4.JPEG"
     said = f"1 files below {odd} cannot be read: {cut_off}; dataset.unreadable allows 0"
     assert refusal(imagenet(odd)) == said
-    # Their names say more than their number.
+    # The broken files are named before the number of images is checked.
     assert refusal(imagenet(odd, expect_train=4 * TRAIN)) == said
 
 
@@ -208,18 +222,27 @@ def emptied(tree, part):
         (without, "val", {}, f"{{}}/val has no folder for the class '{WNIDS[1]}'"),
         (emptied, "train", {}, f"{{}}/train/{WNIDS[1]} holds no image (.jpg, .jpeg, .png, .webp)"),
         (emptied, "val", {}, f"{{}}/val/{WNIDS[1]} holds no image (.jpg, .jpeg, .png, .webp)"),
-        (None, "", {"classes": ("n01440764", "tench")}, "dataset.classes has 'tench': no class of ImageNet"),
         (
-            None, "", {"classes": ("n01484850",)},
+            None,
+            "",
+            {"classes": ("n01440764", "tench")},
+            "dataset.classes has 'tench': no class of ImageNet",
+        ),
+        (
+            None,
+            "",
+            {"classes": ("n01484850",)},
             "dataset.classes has 'n01484850': {}/train has no such folder",
         ),
         (
-            None, "", {"classes": "all"},
+            None,
+            "",
+            {"classes": "all"},
             "{}/train must hold the 1,000 classes of ImageNet, n01484850 is missing: "
             "name yours in dataset.classes",
         ),
     ],
-)  # fmt: skip
+)
 def test_wrong_classes_are_one_line(tree, spoil, part, changes, said):
     if spoil:
         spoil(tree, part)
@@ -301,7 +324,7 @@ BROKEN = {
     "PNG, one bit wrong": flipped(encoded("PNG")),
     "PNG with EXIF, one bit wrong": flipped(encoded("PNG", exif=EXIF)),
     "WebP, half": encoded("WEBP")[:500],
-    # What cannot be decoded while training is not let in.
+    # Formats that cannot be decoded during training are refused.
     "BMP": encoded("BMP"),
     "GIF": encoded("GIF"),
     "TIFF": encoded("TIFF"),
@@ -422,8 +445,8 @@ def test_without_images_or_devkit_both_are_asked_for(flat, gone):
     else:
         (flat / gone).unlink()
     assert refusal(imagenet(flat)) == (
-        f"{flat}/val must hold a folder a class, or ILSVRC2012_val_*.JPEG and beside it the devkit: "
-        "<folder>/data/ILSVRC2012_validation_ground_truth.txt and meta.mat"
+        f"{flat}/val must hold a folder a class, or ILSVRC2012_val_*.JPEG and beside it the "
+        "devkit: <folder>/data/ILSVRC2012_validation_ground_truth.txt and meta.mat"
     )
 
 
@@ -449,7 +472,11 @@ def test_a_file_gives_names(pets, tmp_path):
     names.write_text(
         json.dumps({"dog": "a dog", "tabby_cat": "Katze", "red panda": "パンダ", "emu": "x"})
     )
-    assert folder.prepare_folders(own(pets, names=str(names)))[1].classes == ["a dog", "パンダ", "Katze"]
+    assert folder.prepare_folders(own(pets, names=str(names)))[1].classes == [
+        "a dog",
+        "パンダ",
+        "Katze",
+    ]
     some = own(pets, names=str(names), classes=("tabby_cat", "dog"))
     assert folder.prepare_folders(some)[1].classes == ["a dog", "Katze"]
 

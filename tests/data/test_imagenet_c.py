@@ -17,7 +17,7 @@ GROUPS = {"fog": "weather", "gaussian_noise": "noise"}
 
 @pytest.fixture(scope="module")
 def test_images(tmp_path_factory):
-    """The test images in an order of their own, not that of their names."""
+    """Five test images, not in the order of their names."""
     tree = trees.imagenet(tmp_path_factory.mktemp("tree"), 1, 3, WNIDS, oddities=False)
     trees.corrupted(tree.parent / "c", tree, NAMES, SEVERITIES, 32)
     manifest, _ = folder.scan(tree, folder.in_folders(tree / "val", WNIDS), "val")
@@ -63,7 +63,7 @@ def test_files_are_in_the_order_of_the_test_images(published, test_images, sever
 
 
 def test_images_of_flat_validation_are_found(published, test_images):
-    """Their names are all that a file has in common: their folders are those of the classes."""
+    """Only the names of such files are in ImageNet-C; the folders follow from the classes."""
     flat = test_images._replace(paths=[f"val/{Path(path).name}" for path in test_images.paths])
     found, expected = (dict(read(published, x)) for x in (flat, test_images))
     assert {name: x.paths for name, x in found.items()} == {
@@ -103,7 +103,8 @@ def test_a_broken_file_is_named(published, test_images):
     (inner,) = published.rglob("fog")
     path = inner / f"1/{WNIDS[0]}/{WNIDS[0]}_0.JPEG"
     path.write_bytes(path.read_bytes()[:300])
-    said = f"1 files below {published} cannot be read: {path.relative_to(published)}; ImageNet-C allows 0"
+    named = path.relative_to(published)
+    said = f"1 files below {published} cannot be read: {named}; ImageNet-C allows 0"
     assert refusal(read(published, test_images)) == said
 
 

@@ -1,4 +1,4 @@
-"""Images in files and in arrays as batches, against PIL, torchvision's transforms and a plain loop."""
+"""Images in files and in arrays as batches, against PIL, torchvision and a plain loop."""
 
 import os
 import struct
@@ -131,7 +131,7 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, content):
 
 
 def test_the_centre_is_torchvisions(manifest):
-    """Exactly that of its transforms of tensors, and within a grey level its preset for weights."""
+    """Equal to torchvision's transforms of tensors; within one grey level of its presets."""
     exact = v2.Compose([v2.Resize(40), v2.CenterCrop(32)])
     preset = ImageClassification(crop_size=32, resize_size=40, mean=MEAN, std=STD)
     level = torch.tensor(STD)[:, None, None] * 255
@@ -333,7 +333,7 @@ def inputs(request, arrays, manifest, tmp_path):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # such as torch's of arrays that are mapped
-def test_they_stand_for_a_tensor(inputs):
+def test_image_sets_behave_like_a_tensor(inputs):
     found, tensor = inputs
     assert len(found) == 11 and found.shape == tensor.shape and found.device == CPU
     assert found.new_zeros(1, 2, 3).shape == (1, 2, 3)

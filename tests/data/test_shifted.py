@@ -158,10 +158,14 @@ NUMBERS = "{1} must hold 6 whole numbers, 0 to 3"
 WRONG = {
     "floats": (IMAGES / 255, LABELS, "{0} must be uint8 (N, 8, 8, 3), not float64 (6, 8, 8, 3)"),
     "channels first": (
-        IMAGES.transpose(0, 3, 1, 2), LABELS, "{0} must be uint8 (N, 8, 8, 3), not uint8 (6, 3, 8, 8)",
+        IMAGES.transpose(0, 3, 1, 2),
+        LABELS,
+        "{0} must be uint8 (N, 8, 8, 3), not uint8 (6, 3, 8, 8)",
     ),
     "another size": (
-        IMAGES[:, 1:], LABELS, "{0} must be uint8 (N, 8, 8, 3), not uint8 (6, 7, 8, 3)",
+        IMAGES[:, 1:],
+        LABELS,
+        "{0} must be uint8 (N, 8, 8, 3), not uint8 (6, 7, 8, 3)",
     ),
     "one image": (IMAGES[0], LABELS, "{0} must be uint8 (N, 8, 8, 3), not uint8 (8, 8, 3)"),
     "a label less": (IMAGES, LABELS[1:], NUMBERS),
@@ -170,7 +174,7 @@ WRONG = {
     "a class more": (IMAGES, LABELS + 1, NUMBERS),
     "a negative label": (IMAGES, LABELS - 1, NUMBERS),
     "the other way round": (LABELS, IMAGES, "{0} must be uint8 (N, 8, 8, 3), not int64 (6,)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("images", "labels", "said"), WRONG.values(), ids=WRONG)

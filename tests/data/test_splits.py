@@ -1,4 +1,4 @@
-"""Parts of a labelled set: as even over the classes as can be, and the same for the same seed."""
+"""Parts of a labelled set: spread evenly over the classes, and the same for the same seed."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_stratified_draws_are_as_even_as_can_be(labels, share, seed):
     assert len(indices) == count and (np.diff(indices) > 0).all()
     assert set(indices) <= set(range(len(labels)))
     drawn, there = (np.bincount(x, minlength=5) for x in (labels[indices], labels))
-    # A class has one less than another only by chance of the last turn, or because it has no more.
+    # A class has fewer than another only by one, in the last round, or because it has no more.
     assert (np.minimum(drawn.max(initial=0) - 1, there) <= drawn).all()
 
 

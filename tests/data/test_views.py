@@ -24,7 +24,7 @@ def generator(seed):
 
 
 def plain(image, views, flip, dy, dx):
-    """One view of one image (C, H, W), as it is written in words."""
+    """One view of one image (C, H, W), step by step."""
     pad = views.pad
     padded = torch.zeros(len(image), views.height + 2 * pad, views.width + 2 * pad)
     padded[:, pad : pad + views.height, pad : pad + views.width] = image
@@ -151,7 +151,7 @@ def test_crops_are_distributed_as_torchvisions(width, height):
     ours = figures(*boxes(1, count, width, height)[:, :4].T, width, height)
     error = np.sqrt((ours.var(1) + theirs.var(1)) / count)
     assert (np.abs(ours.mean(1) - theirs.mean(1)) < 4 * error).all()
-    # The error of a variance is, for all that is not long-tailed, at most that of a normal one.
+    # Without long tails the error of a variance is at most that of a normal distribution.
     assert ours.var(1) == pytest.approx(theirs.var(1), rel=4 * 2 / np.sqrt(count))
     assert all(ks_2samp(a, b).pvalue > 1e-3 for a, b in zip(ours, theirs))
 
@@ -166,7 +166,7 @@ def test_half_of_the_crops_are_mirrored_unless_none_shall_be():
 def test_a_crop_follows_from_seed_epoch_and_image_alone():
     first = boxes(7, 50, 300, 200)
     np.testing.assert_array_equal(first, [CROPS.box(7, image, 300, 200) for image in range(50)])
-    assert CROPS.box(7, 49, 300, 200) == tuple(first[49])  # whatever was asked for before
+    assert CROPS.box(7, 49, 300, 200) == tuple(first[49])  # in any order
     assert len(np.unique(first[:, :4], axis=0)) == 50
     assert (first[:, :4] != boxes(8, 50, 300, 200)[:, :4]).any(1).all()
 
@@ -203,9 +203,13 @@ ranges = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted)
 
 @quick
 @given(
-    st.integers(1, 700), st.integers(1, 700), ranges, st.tuples(st.floats(0.1, 1), st.floats(1, 9)),
-    st.integers(0, 2**62), st.integers(0, 2**31),
-)  # fmt: skip
+    st.integers(1, 700),
+    st.integers(1, 700),
+    ranges,
+    st.tuples(st.floats(0.1, 1), st.floats(1, 9)),
+    st.integers(0, 2**62),
+    st.integers(0, 2**31),
+)
 def test_crops_lie_within_the_image(width, height, scale, ratio, view_id, image):
     crops = RandomResizedCrop(64, scale, ratio, flip=True)
     top, left, h, w, mirrored = crops.box(view_id, image, width, height)

@@ -72,36 +72,35 @@ def test_another_lowest_accuracy_runs_only_the_teacher_again(copy: Path) -> None
 # --- a table that does not belong to the params or to the data ------------------------------------
 
 
+def test_a_table_of_other_views_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    edit(copy, "views.pad", 2)
+    line = refusal(monkeypatch, "distill", "LF")
+    assert line.startswith("error: cache/teacher was made with another set of views")
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "remake", "says"),
     [
-        ("clip.prompts", ["a drawing of {}"], "cache/clip was made with another prompt list"),
-        ("cache.clip", "all", "cache/clip was made with another set of views"),
-        ("views.pad", 2, "cache/teacher was made with another set of views"),
+        ("teacher.seed", 5, "teacher", "cache/teacher was made with another teacher"),
+        ("dataset.seed", 5, "prepare", "cache/teacher was made with another data set"),
+        ("clip.prompts", ["a drawing of {}"], "clip", "cache/clip was made with another "),
+        (
+            "cache.clip",
+            "all",
+            "cache clip",
+            "cache/fused/fused.json was made of another cache/clip",
+        ),
     ],
 )
-def test_a_cache_of_other_params_is_refused(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object, says: str
+def test_a_table_of_other_inputs_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object, remake: str, says: str
 ) -> None:
     monkeypatch.chdir(copy)
     edit(copy, key, value)
+    result = stage(copy, *f"stages.{remake}".split())
+    assert result.returncode == 0, result.stderr
     assert refusal(monkeypatch, "distill", "LF").startswith(f"error: {says}")
-
-
-@pytest.mark.parametrize(
-    ("key", "remake", "says"),
-    [
-        ("teacher.seed", "stages.teacher", "cache/teacher was made with another teacher"),
-        ("dataset.seed", "stages.prepare", "cache/teacher was made with another data set"),
-    ],
-)
-def test_a_cache_of_other_inputs_is_refused(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, key: str, remake: str, says: str
-) -> None:
-    monkeypatch.chdir(copy)
-    edit(copy, key, 5)
-    assert stage(copy, remake).returncode == 0
-    assert refusal(monkeypatch, "distill", "kd").startswith(f"error: {says}")
 
 
 # --- bad input: the stage `code` says so, and nothing else runs -----------------------------------

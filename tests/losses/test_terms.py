@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from richkd import losses
-from richkd.losses.terms import TERMS, find
+from richkd.losses.terms import TERMS, loss_function
 
 FOLDER = Path(losses.__file__).parent
 NO_LOSSES = {"__init__", "check", "standardize", "terms"}
@@ -37,4 +37,4 @@ def test_the_table_needs_no_torch():
 @pytest.mark.parametrize("name", TERMS)
 def test_find_gives_the_loss_of_that_name(name):
     expected = losses.ContrastiveMemory if name == "crd" else getattr(losses, name)
-    assert find(name) is expected
+    assert loss_function(name) is expected

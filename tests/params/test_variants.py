@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from richkd import params
 from richkd.base.errors import InputError
-from richkd.losses.terms import TERMS, find
+from richkd.losses.terms import TERMS, loss_function
 from richkd.params import students
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
@@ -86,7 +86,7 @@ def test_every_loss_has_a_section_with_its_arguments():
         assert kinds[name].needs_maps == (compared == "maps")
         if name != "crd":  # whose memory has the training images as an argument, too
             tensors = {"student", "teacher", "target", "student_map", "teacher_map"}
-            assert options == set(inspect.signature(find(name)).parameters) - tensors
+            assert options == set(inspect.signature(loss_function(name)).parameters) - tensors
 
 
 def test_a_new_loss_needs_one_section_alone(monkeypatch):

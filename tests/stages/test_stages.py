@@ -33,7 +33,7 @@ import stages.teacher
 from richkd import models, params
 from richkd.base.errors import InputError
 from richkd.base.files import read_json, sha256, write_array, write_json
-from richkd.data import cifar_c
+from richkd.data import cifar_c, corrupted
 from richkd.data import folder as folders
 from richkd.data.corruptions import corrupt
 from richkd.data.dataset import CORRUPTED, Info, Split, load_split, save_info, save_split
@@ -264,10 +264,10 @@ def test_without_room_nothing_is_made(files, monkeypatch):
     one = 2 * 9 * 48**2 * 3  # severities, images, pixels
     memory = SimpleNamespace(available=3 * one)
     disk = SimpleNamespace(free=4 * one)
-    monkeypatch.setattr(stages.corrupt.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(stages.corrupt.shutil, "disk_usage", lambda _: disk)
-    stages.corrupt.check_room(one, 2 * one)
-    monkeypatch.setattr(stages.corrupt, "corrupt", lambda *_: pytest.fail("corrupted"))
+    monkeypatch.setattr(corrupted.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(corrupted.shutil, "disk_usage", lambda _: disk)
+    corrupted.check_room(one, 2 * one)
+    monkeypatch.setattr(corrupted, "corrupt", lambda *_: pytest.fail("corrupted"))
     lower = "name fewer corruptions.names or severities, or set corruptions.source: path"
     memory.available -= 1
     with pytest.raises(InputError, match=f"need 0.0 GB of memory, 0.0 are free: {lower}"):
@@ -276,7 +276,7 @@ def test_without_room_nothing_is_made(files, monkeypatch):
     with pytest.raises(
         InputError, match=f"need 4.0 GB of disk, with DVC's copy, 1.0 are free: {lower}"
     ):
-        stages.corrupt.check_room(10**9, 2 * 10**9)
+        corrupted.check_room(10**9, 2 * 10**9)
     disk.free = 4 * one - 1
     with pytest.raises(InputError, match="GB of disk"):
         stages.corrupt.main()

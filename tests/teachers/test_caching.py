@@ -1,4 +1,4 @@
-"""A cache that is made: whole, in shards, killed, by two processes, or refused."""
+"""Making a cache: in one go, in shards, after a kill, by two processes; and what is refused."""
 
 import errno
 import json
@@ -14,6 +14,7 @@ from torch import nn
 from richkd import models
 from richkd.base import distributed
 from richkd.base.errors import InputError
+from richkd.base.files import sha256
 from richkd.models import ModelOutput
 from richkd.teachers import caching
 
@@ -46,8 +47,8 @@ def test_a_killed_build_goes_on_where_it_stopped(here, teacher, data, killed_aft
     handle = teacher.register_forward_hook(lambda *_: calls.append(1))
     build("broken", teacher, data)
     handle.remove()
-    # Each time one that tells the shapes; 18 views of 6 batches, of which 39 are done; 2 batches of
-    # validation images.
+    # One call tells the widths. Of the 18 views of 6 batches 39 are done. The validation images are
+    # 2 batches.
     assert len(calls) == 1 + 18 * 6 - 39 + 2
     assert content("broken") == content("whole")
     assert not list(caching.FOLDER.iterdir())
@@ -79,7 +80,10 @@ def test_a_new_cache_replaces_the_old_one(here, teacher, data):
     build("x", teacher, data, [data.views.center], made_from={"a": 2})
     assert [x.shape for x in shards("x", "logits")] == [(22, 4)]
     shape = {"views": 1, "images": 22, "classes": 4}
-    assert json.loads(Path("cache/x/cache.json").read_text()) == {"a": 2, "shape": shape}
+    files = ("features-000.npy", "logits-000.npy", "validation.npy")
+    hashes = {name: sha256(f"cache/x/{name}") for name in files}
+    made = json.loads(Path("cache/x/cache.json").read_text())
+    assert made == {"a": 2, "shape": shape, "content": hashes}
 
 
 # --- shards -------------------------------------------------------------------------------------
@@ -120,7 +124,7 @@ def test_a_build_of_shards_killed_goes_on_to_the_same_bytes(
 
 
 def together(monkeypatch, work):
-    """Call `work` in two threads which take themselves for two processes; what one raises."""
+    """Call `work` in two threads that play two processes; raises what one of them raises."""
     own, meeting, errors = threading.local(), threading.Barrier(2), []
     monkeypatch.setattr(distributed, "processes", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: own.rank)
@@ -157,12 +161,12 @@ def test_two_processes_write_the_bytes_of_one_also_killed_and_resumed(
     together(monkeypatch, lambda: build("two", teacher, data, FEW))
     handle.remove()
     assert content("two") == content("one")
-    # Both tell the shapes, twice, and run the validation images; no batch is run again.
+    # Both processes call twice for the widths and run the validation images. No batch runs twice.
     assert len(calls) == 2 * 2 + 5 * 6 + 2 * 2
 
 
 @pytest.mark.parametrize(("classes", "kind"), [(2**15, np.int16), (2**15 + 1, np.int32)])
-def test_classes_take_16_bits_where_these_hold_them(here, data, classes, kind):
+def test_classes_take_16_bits_if_their_number_allows(here, data, classes, kind):
     class Last(nn.Module):
         def forward(self, images):
             logits = torch.zeros(len(images), classes)
@@ -177,7 +181,7 @@ def test_classes_take_16_bits_where_these_hold_them(here, data, classes, kind):
 
 
 @pytest.mark.parametrize("top_k", [4, 5])
-def test_as_many_as_there_are_classes_are_refused(here, teacher, data, top_k):
+def test_a_top_k_of_all_classes_is_refused(here, teacher, data, top_k):
     with pytest.raises(InputError) as caught:
         build("x", teacher, data, top_k=top_k)
     assert str(caught.value) == f"cache.top_k is {top_k}: must be below the number of classes, 4"
@@ -189,14 +193,14 @@ def test_building_an_online_cache_runs_the_validation_images_alone(here, teacher
     handle = teacher.register_forward_hook(lambda *_: calls.append(1))
     build("x", teacher, data, [])
     handle.remove()
-    assert len(calls) == 1 + 2  # one tells the shapes
+    assert len(calls) == 1 + 2  # one call tells the widths
 
 
 # --- sizes --------------------------------------------------------------------------------------
 
 
 def test_sizes_are_said_before_the_work_starts(here, teacher, data, killed_after, capsys):
-    with killed_after(teacher, 1):  # the one that tells the shapes
+    with killed_after(teacher, 1):  # the call that tells the widths
         build("teacher", teacher, data)
     said = capsys.readouterr().out
     assert "logits 396 × 4, features 396 × 64 in 16 bits: 0.1 MB, and as much in" in said
@@ -215,7 +219,7 @@ def test_too_little_disk_is_an_error_before_the_work(here, teacher, data, monkey
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])
-def test_what_16_bits_do_not_hold_is_refused(here, teacher, data, value):
+def test_values_that_16_bits_cannot_hold_are_refused(here, teacher, data, value):
     def spoil(module, inputs, output):
         output.features[-1, 3] = value
 
@@ -232,7 +236,7 @@ def test_a_full_device_says_what_to_lower(here, teacher, data, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    build("x", teacher, data)  # the shapes can be told
+    build("x", teacher, data)
     monkeypatch.setattr(caching, "_rows", full)
     with pytest.raises(InputError, match="out of memory: lower cache.batch_size"):
         build("teacher", teacher, data)

@@ -1,4 +1,4 @@
-"""Teachers that are not trained here: each source, whole and broken."""
+"""Teachers that are not trained here: from each source, whole or broken."""
 
 import io
 import tarfile
@@ -44,9 +44,14 @@ def same(found, expected):
 
 def checkpoint(path, arch="resnet8", **more):
     p = CheckpointTeacher(
-        source="checkpoint", arch=arch, path=str(path), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
-        sha256=more.get("sha256") or sha256(path), min_accuracy=0.0,
-    )  # fmt: skip
+        source="checkpoint",
+        arch=arch,
+        path=str(path),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.4),
+        sha256=more.get("sha256") or sha256(path),
+        min_accuracy=0.0,
+    )
     return teachers.obtain(p, 4)
 
 
@@ -111,9 +116,14 @@ def test_another_checksum_than_asked_for_is_refused(model, tmp_path):
 def test_the_public_resnet56_loads(shared):
     path = shared / "checkpoints/cifar100_resnet56.pth"
     p = CheckpointTeacher(
-        source="checkpoint", arch="resnet56", path=str(path), sha256=sha256(path),
-        mean=(0.507075, 0.486549, 0.440918), std=(0.267334, 0.256438, 0.276150), min_accuracy=0.72,
-    )  # fmt: skip
+        source="checkpoint",
+        arch="resnet56",
+        path=str(path),
+        sha256=sha256(path),
+        mean=(0.507075, 0.486549, 0.440918),
+        std=(0.267334, 0.256438, 0.276150),
+        min_accuracy=0.72,
+    )
     assert teachers.obtain(p, 100).model.fc.weight.abs().sum() > 0
     with pytest.raises(InputError, match=r"fc.weight is \(100, 64\) there, \(10, 64\) here"):
         teachers.obtain(p, 10)
@@ -189,8 +199,9 @@ def test_an_archive_with_another_checksum_is_refused(model, server, tmp_path):
     ):
         mdistiller(url, sha256="0" * 64)
     assert [path.name for path in (tmp_path / "cache/richkd").glob("*.tar*")] in (
-        [], ["cifar_teachers.tar.lock"]
-    )  # fmt: skip
+        [],
+        ["cifar_teachers.tar.lock"],
+    )
 
 
 # --- torchvision --------------------------------------------------------------------------------
