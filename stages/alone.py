@@ -7,9 +7,9 @@ from stages import run
 
 
 def main() -> None:
-    p = params.load("student", "distill.seeds", "views", "runtime")
-    data = TrainingData(p.views, p.runtime)
-    job = Job("ce", p.student, p.distill.seeds, p, [__file__])
+    settings = params.load("student", "distill.seeds", "views", "runtime")
+    data = TrainingData(settings.views, settings.runtime)
+    job = Job("ce", settings.student, settings.distill.seeds, settings, [__file__])
     train_seeds(job, data, write_training)
 
 

@@ -22,7 +22,7 @@ VALIDATION = "data/validation.safetensors"
 
 
 def main(name: str) -> None:
-    p = params.load(
+    settings = params.load(
         "views",
         "runtime.device",
         "runtime.precision",
@@ -31,14 +31,14 @@ def main(name: str) -> None:
         "cache.top_k",
         "cache.batch_size",
     )
-    device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
+    device = engine.pick_device(settings.runtime.device, settings.runtime.deterministic)
     train, validation = load_split(lookup.TRAIN), load_split(VALIDATION)
     (path,) = weights.paths(f"models/{name}")
     model, preprocessing = load_classifier(path, device)
-    data = imagesets.for_training(train, preprocessing, p.views, device)
-    cached = getattr(p.cache, name)
+    data = imagesets.for_training(train, preprocessing, settings.views, device)
+    cached = getattr(settings.cache, name)
     key = resume.key(
-        params.to_dict(p),
+        params.to_dict(settings),
         [f"{path}.safetensors", f"{path}.json", lookup.TRAIN, VALIDATION, __file__],
     )
     logits, features = caching.build(
@@ -49,8 +49,10 @@ def main(name: str) -> None:
             cached_view_ids(data.views, cached),
             imagesets.for_inference(validation, preprocessing, device),
         ),
-        caching.Settings(p.cache.batch_size, p.runtime.precision, p.cache.top_k),
-        lookup.identity(path, data.views, cached, p.cache.top_k),
+        caching.Settings(
+            settings.cache.batch_size, settings.runtime.precision, settings.cache.top_k
+        ),
+        lookup.identity(path, data.views, cached, settings.cache.top_k),
         key,
     )
     if distributed.rank() > 0:

@@ -1,12 +1,11 @@
 """Make CLIP, trained here or ready-made, a zero-shot classifier of the classes."""
 
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 
 from richkd import engine, params, weights
-from richkd.base import download, resume
+from richkd.base import resume
 from richkd.base.files import sha256, write_json
 from richkd.clip import zero_shot
 from richkd.clip.training import Captioned, train_clip
@@ -19,36 +18,31 @@ from stages import run
 INFO, CAPTIONED = "data/info.json", "data/captioned.safetensors"
 
 
-class Obtained(NamedTuple):
-    """A CLIP model with its weights, and what the record beside the classifier says of them."""
-
-    clip: ClipModel
-    quick_gelu: bool
-    data: dict[str, str]  # the hash of each file that the weights come from
-    metrics: dict[str, float]
-
-
 def main() -> None:
-    p = params.load("clip", "runtime.device", "runtime.precision", "runtime.deterministic")
-    device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
+    settings = params.load("clip", "runtime.device", "runtime.precision", "runtime.deterministic")
+    device = engine.pick_device(settings.runtime.device, settings.runtime.deterministic)
     info = load_info(INFO)
-    prompts, tokens_of = zero_shot.templates(p.clip.prompts), zero_shot.tokenizer(p.clip.model)
+    wanted = settings.clip
+    prompts, tokens_of = zero_shot.templates(wanted.prompts), zero_shot.tokenizer(wanted.model)
     checkpoint = resume.Checkpoint(
-        "clip", resume.key(params.to_dict(p), [INFO, CAPTIONED, __file__])
+        "clip", resume.key(params.to_dict(settings), [INFO, CAPTIONED, __file__])
     )
-    if p.clip.source == "train":
-        (network, expected, _), quick_gelu, data, metrics = train(
-            p, info, tokens_of, device, checkpoint
-        )
+    metrics, made_from, quick_gelu = {}, {INFO: sha256(INFO)}, False
+    if wanted.source == "train":
+        clip, metrics["loss"] = train(settings, info, tokens_of, device, checkpoint)
+        made_from[CAPTIONED] = sha256(CAPTIONED)
     else:
-        (network, expected, _), quick_gelu, data, metrics = take(p.clip, tokens_of, device)
+        network, quick_gelu, files = zero_shot.use_ready_made(wanted)
+        clip = ClipModel(network.to(device), zero_shot.input_of(network), tokens_of)
+        made_from |= files
+    network, expected, _ = clip
 
     metrics["logit_scale"] = network.get_parameter("logit_scale").exp().item()
-    scale = metrics["logit_scale"] if p.clip.logit_scale == "model" else p.clip.logit_scale
+    scale = metrics["logit_scale"] if wanted.logit_scale == "model" else wanted.logit_scale
     embeddings = zero_shot.class_embeddings(network, tokens_of, info.classes, prompts)
     record = {
         "kind": "clip",
-        "model": params.to_dict(p.clip.model),
+        "model": params.to_dict(wanted.model),
         "quick_gelu": quick_gelu,
         "embed_dim": embeddings.shape[1],
         "input": expected._asdict(),
@@ -56,56 +50,43 @@ def main() -> None:
         "classes": info.classes,
         "prompts": prompts,
         "scale": scale,
-        "params": params.to_dict(p),
-        "data": {INFO: sha256(INFO), **data},
+        "params": params.to_dict(settings),
+        "data": made_from,
         "metrics": metrics,
         **weights.provenance(device),
     }
-    if p.clip.source == "train":
-        record["seed"] = p.clip.training.seed
+    if wanted.source == "train":
+        record["seed"] = wanted.training.seed
     classifier = ZeroShot(network, embeddings, scale, expected)
     weights.save("models/clip/seed0", classifier.state_dict(), record)
     write_json("metrics/train/clip.json", metrics)
     checkpoint.remove()
-    print(
-        f"models/clip: zero-shot classifier of {len(info.classes)} classes, metrics/train/clip.json"
-    )
+    print(f"models/clip: a classifier of {len(info.classes)} classes, metrics/train/clip.json")
 
 
 def train(
-    p: SimpleNamespace,
+    settings: SimpleNamespace,
     info: Info,
     tokens_of: Tokenizer,
     device: torch.device,
     checkpoint: resume.Checkpoint,
-) -> Obtained:
-    """A CLIP with small towers, trained on the captioned images."""
+) -> tuple[ClipModel, float]:
+    """A CLIP with small towers, trained on the captioned images, and its last loss."""
     split = load_split(CAPTIONED)
-    expected = Input(p.clip.model.image_size, info.mean, info.std)
+    expected = Input(settings.clip.model.image_size, info.mean, info.std)
     unchanged = Preprocessing([0.0] * 3, [1.0] * 3, center_of(expected))  # CLIP normalises itself
     images = imagesets.for_inference(split, unchanged, device)
-    torch.manual_seed(p.clip.training.seed)
-    clip = ClipModel(zero_shot.create_clip(p.clip.model).to(device), expected, tokens_of)
+    torch.manual_seed(settings.clip.training.seed)
+    clip = ClipModel(zero_shot.create_clip(settings.clip.model).to(device), expected, tokens_of)
     captioned = Captioned(
         torch.cat([batch.clone() for batch in images.split(256)]),
         torch.from_numpy(split.labels).to(device),
         info.classes,
     )
-    history = train_clip(clip, captioned, p.clip.training, p.runtime.precision, checkpoint)
-    return Obtained(clip, False, {CAPTIONED: sha256(CAPTIONED)}, {"loss": history[-1]["loss"]})
-
-
-def take(p: params.Clip, tokens_of: Tokenizer, device: torch.device) -> Obtained:
-    """A model of open_clip with open_clip's weights, or with those of a local file."""
-    data = {}
-    if p.source == "pretrained":
-        network, quick_gelu = zero_shot.pretrained(p.model, p.tag)
-    elif p.source == "checkpoint":
-        download.verify(p.path, f"sha256:{p.sha256}", "clip.path")
-        network, quick_gelu = zero_shot.from_checkpoint(p.model, p.tag, p.path)
-        data = {p.path: p.sha256}
-    clip = ClipModel(network.to(device), zero_shot.input_of(network), tokens_of)
-    return Obtained(clip, quick_gelu, data, {})
+    history = train_clip(
+        clip, captioned, settings.clip.training, settings.runtime.precision, checkpoint
+    )
+    return clip, history[-1]["loss"]
 
 
 def center_of(expected: Input) -> Center:

@@ -19,27 +19,27 @@ from stages import run
 
 
 def main() -> None:
-    p = params.load("corruptions", "views")
+    settings = params.load("corruptions", "views")
     test = load_split("data/test.safetensors")
     shutil.rmtree(CORRUPTED, ignore_errors=True)
-    if p.corruptions.source == "path" and not Path(p.corruptions.path).exists():
-        said = f"nothing is at {p.corruptions.path}"
+    if settings.corruptions.source == "path" and not Path(settings.corruptions.path).exists():
+        said = f"nothing is at {settings.corruptions.path}"
         with replacing(CORRUPTED / "skipped.txt") as part:
             part.write_text(said + "\n")
         print(f"corrupted images are skipped: {said}")
         return
     sets: Iterator[tuple[str, Array | Manifest]]
-    if p.corruptions.source == "generate":
-        sets = generated_sets(p.corruptions, p.views, test)
+    if settings.corruptions.source == "generate":
+        sets = generated_sets(settings.corruptions, settings.views, test)
     else:
-        sets = published_sets(p.corruptions, test, load_info("data/info.json"))
-    for name, images in tqdm(sets, "corrupt", len(p.corruptions.names), unit="corruption"):
+        sets = published_sets(settings.corruptions, test, load_info("data/info.json"))
+    for name, images in tqdm(sets, "corrupt", len(settings.corruptions.names), unit="corruption"):
         if isinstance(images, Manifest):
             save_split(CORRUPTED / f"{name}.safetensors", images)
         else:
             write_array(CORRUPTED / f"{name}.npy", images)
-    sizes = f"{len(p.corruptions.names)} × {len(p.corruptions.severities)} × {len(test.labels)}"
-    print(f"{CORRUPTED}: {sizes} images")
+    names, severities = settings.corruptions.names, settings.corruptions.severities
+    print(f"{CORRUPTED}: {len(names)} × {len(severities)} × {len(test.labels)} images")
 
 
 if __name__ == "__main__":

@@ -17,20 +17,22 @@ from stages import run, variant_names
 
 
 def main(name: str) -> None:
-    p = params.load(f"distill.variants.{name}", "distill.seeds", "student", "views", "runtime")
-    variant = getattr(p.distill.variants, name)
-    data = TrainingData(p.views, p.runtime)
+    settings = params.load(
+        f"distill.variants.{name}", "distill.seeds", "student", "views", "runtime"
+    )
+    variant = getattr(settings.distill.variants, name)
+    data = TrainingData(settings.views, settings.runtime)
     parts = parts_needed(variant.terms)
     teacher = open_teacher(variant.teacher, data.train.views, data.device, parts)
 
     def objective(student: nn.Module, teacher: Teacher) -> Objective:
         return make_objective(variant.terms, student, teacher, data.train.labels)
 
-    recorded: dict[str, Any] = params.to_dict(p)
+    recorded: dict[str, Any] = params.to_dict(settings)
     if isinstance(teacher, Fused):
         recorded["fusion"] = teacher.recipe._asdict()
     inputs: list[Path | str] = [__file__, *Path("cache", variant.teacher).glob("*.json")]
-    job = Job(name, p.student, p.distill.seeds, recorded, inputs)
+    job = Job(name, settings.student, settings.distill.seeds, recorded, inputs)
     train_seeds(job, data, write_training, teacher, objective)
 
 

@@ -56,7 +56,7 @@ class Model:
 
 
 def main(name: str) -> None:
-    p = params.load(
+    settings = params.load(
         "runtime.device",
         "runtime.precision",
         "runtime.deterministic",
@@ -64,9 +64,9 @@ def main(name: str) -> None:
         "corruptions.names",
         "corruptions.severities",
     )
-    names, severities = corrupted_sets(p.corruptions.names), p.corruptions.severities
-    device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
-    model = Model(name, device, p.evaluate.batch_size, p.runtime.precision)
+    names, severities = corrupted_sets(settings.corruptions.names), settings.corruptions.severities
+    device = engine.pick_device(settings.runtime.device, settings.runtime.deterministic)
+    model = Model(name, device, settings.evaluate.batch_size, settings.runtime.precision)
     saved = {split: model.of_split(f"data/{split}.safetensors") for split in ("validation", "test")}
     for key in shifted_found():
         saved[f"shifted/{key}"] = model.of_split(SHIFTED / f"{key}.safetensors")

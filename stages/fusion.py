@@ -28,15 +28,15 @@ COLUMNS = {
 
 
 def main() -> None:
-    p = params.load("fusion", "calibration")
+    settings = params.load("fusion", "calibration")
     as_they_are = {"teacher": 1.0, "clip": 1.0}
-    recipe = Recipe(p.fusion.alpha, p.fusion.lam, as_they_are, table_fingerprints())
+    recipe = Recipe(settings.fusion.alpha, settings.fusion.lam, as_they_are, table_fingerprints())
     recipe.save()
     labels = load_split("data/validation.safetensors").labels
     summary: dict[str, Any] = {}
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     if len(labels):
-        summary, tables = diagnose(recipe, labels, p.fusion.grid, p.calibration)
+        summary, tables = diagnose(recipe, labels, settings.fusion.grid, settings.calibration)
     for name, columns in COLUMNS.items():
         with replacing(f"metrics/fusion/{name}.csv") as part:
             pd.DataFrame(tables[name], columns=columns).to_csv(part, index=False)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def diagnose(
-    recipe: Recipe, labels: np.ndarray, grid: tuple[float, ...], p: params.Calibration
+    recipe: Recipe, labels: np.ndarray, grid: tuple[float, ...], settings: params.Calibration
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """The figures of both teachers and their mixtures, and the rows of the three tables."""
     logits = [np.load(f"cache/{name}/validation.npy") for name in ("teacher", "clip")]
@@ -59,14 +59,14 @@ def diagnose(
         return {
             "accuracy": float(np.mean(mixed.argmax(1) == labels)),
             "nll": calibration.negative_log_likelihood(mixed, labels),
-            "ece": calibration.expected_calibration_error(mixed, labels, p.bins),
+            "ece": calibration.expected_calibration_error(mixed, labels, settings.bins),
         }
 
     curve = [{"alpha": alpha, **scores(alpha)} for alpha in grid]
     summary, answers, closeness = {}, [], []
     for name, alpha in (("teacher", 1.0), ("clip", 0.0), ("fused", recipe.alpha)):
         mixed = probabilities(alpha)
-        quadrants = calibration.confidence_quadrants(mixed, labels, p.threshold)
+        quadrants = calibration.confidence_quadrants(mixed, labels, settings.threshold)
         close = float(semantic_closeness(mixed, labels, classes).mean())
         summary[name] = {**scores(alpha), **quadrants, "semantic_closeness": close}
         answers += [{"model": name, "answer": key, "share": x} for key, x in quadrants.items()]

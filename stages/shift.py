@@ -13,11 +13,11 @@ from stages import run
 
 
 def main() -> None:
-    p = params.load("shifted")
+    settings = params.load("shifted")
     info, test = load_info("data/info.json"), load_split("data/test.safetensors")
     shutil.rmtree(SHIFTED, ignore_errors=True)
     found: dict[str, dict[str, Any]] = {}
-    for name, path in p.shifted.items():
+    for name, path in settings.shifted.items():
         images = read_shifted(path, info, test)
         if images is None:
             where = path if isinstance(path, str) else ", ".join(path)

@@ -22,27 +22,32 @@ from stages import run
 
 
 def main() -> None:
-    p = params.load("teacher", "views", "runtime")
-    device = engine.pick_device(p.runtime.device, p.runtime.deterministic)
-    recorded = params.to_dict(p)
+    settings = params.load("teacher", "views", "runtime")
+    device = engine.pick_device(settings.runtime.device, settings.runtime.deterministic)
+    recorded = params.to_dict(settings)
     for key in ("min_accuracy", "urls"):  # these do not change the weights
         recorded["teacher"].pop(key, None)
-    if p.teacher.source == "train":
-        job = Job("teacher", p.teacher, [p.teacher.seed], recorded, [__file__])
-        data = TrainingData(p.views, p.runtime)
+    if settings.teacher.source == "train":
+        job = Job("teacher", settings.teacher, [settings.teacher.seed], recorded, [__file__])
+        data = TrainingData(settings.views, settings.runtime)
         train_seeds(job, data, write_training)
     if distributed.rank() > 0:
         return
-    if not isinstance(p.teacher, params.TrainedTeacher):
-        use_ready_made(p.teacher, Center.of(p.views), recorded)
-        write_training("teacher", {"seed0": validated(device, p.runtime.precision)}, pd.DataFrame())
-    tested = accuracy("test", device, p.runtime.precision)
+    if not isinstance(settings.teacher, params.TrainedTeacher):
+        use_ready_made(settings.teacher, Center.of(settings.views), recorded)
+        write_training(
+            "teacher", {"seed0": validated(device, settings.runtime.precision)}, pd.DataFrame()
+        )
+    tested = accuracy("test", device, settings.runtime.precision)
     write_json("metrics/teacher.json", {"test_accuracy": tested})
-    print(f"the teacher, {p.teacher.arch}, is right on {100 * tested:.2f} % of the test images")
-    if tested < p.teacher.min_accuracy:
+    print(
+        f"the teacher, {settings.teacher.arch}, is right on {100 * tested:.2f} % of the test images"
+    )
+    if tested < settings.teacher.min_accuracy:
         raise InputError(
             f"the teacher's accuracy on the test images is {tested:.4f}, teacher.min_accuracy is "
-            f"{p.teacher.min_accuracy}: another data set, other weights or another normalisation?"
+            f"{settings.teacher.min_accuracy}: is it another data set, are the weights or the "
+            "normalisation others?"
         )
 
 

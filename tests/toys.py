@@ -33,7 +33,8 @@ def fused(alpha=0.7, lam=0.7):
 def streamed(teacher, device=torch.device("cpu")):
     """The same rows in shards, left where they are; of a fused teacher both tables."""
     if isinstance(teacher, Fused):
-        return Fused(teacher.recipe, *(streamed(x, device) for x in (teacher.teacher, teacher.clip)))
+        both = (streamed(x, device) for x in (teacher.teacher, teacher.clip))
+        return Fused(teacher.recipe, *both)
     parts = {name: list(x.flatten(0, 1).split(50)) for name, x in teacher.parts.items()}
     views, images, _ = teacher.parts["logits"].shape
     return Streamed(Shards(parts, views, images, teacher.num_classes), device)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from richkd.base import download
 from richkd.base.errors import InputError, one_line
 from richkd.models import ModelOutput
-from richkd.params import ClipTowers
+from richkd.params import CheckpointClip, ClipTowers, PretrainedClip
 from richkd.weights import load_into
 
 Tokenizer = Callable[[list[str]], Tensor]  # texts to token ids (texts, context length)
@@ -119,6 +120,19 @@ def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.M
             f"clip.path {path} holds no weights of {model}: {one_line(error)}"
         ) from None
     return network, quick_gelu
+
+
+def use_ready_made(p: PretrainedClip | CheckpointClip) -> tuple[nn.Module, bool, dict[str, str]]:
+    """The model of open_clip that the params name, with open_clip's weights or a local file's.
+
+    Returns the network, whether its weights need QuickGELU, and the hash of the local file if the
+    weights come from one. InputError where the weights cannot be had, are not the named ones or do
+    not fit.
+    """
+    if isinstance(p, PretrainedClip):
+        return *pretrained(p.model, p.tag), {}
+    download.verify(p.path, f"sha256:{p.sha256}", "clip.path")
+    return *from_checkpoint(p.model, p.tag, p.path), {p.path: p.sha256}
 
 
 def _published(model: str, tag: str) -> dict[str, Any]:

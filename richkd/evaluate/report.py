@@ -120,8 +120,12 @@ def label(model: str) -> str:
 
 def explain(variant: Variant) -> str:
     """What a student learns from: its loss terms beside cross entropy, and its teacher."""
-    terms = ", ".join(name for name in variant.terms if name != "ce")
-    return f"{terms} under {IN_SENTENCES[variant.teacher]}"
+    terms = []
+    for name, term in variant.terms.items():
+        switched_on = [option for option, value in term.options.items() if value is True]
+        if name != "ce":
+            terms.append(f"{name} ({', '.join(switched_on)})" if switched_on else name)
+    return f"{', '.join(terms)} under {IN_SENTENCES[variant.teacher]}"
 
 
 def _results(summary: Summary) -> list[tuple[str, list[tuple[str, bool]]]]:

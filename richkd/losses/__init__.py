@@ -4,9 +4,8 @@ A loss is a plain function: it takes the student's and the teacher's tensors and
 A loss does not detach anything: the caller hands in a teacher without gradient. `ContrastiveMemory`
 is a module, because its loss needs a memory of all training samples.
 
-To add a loss: write `richkd/losses/<name>.py` with one function `<name>`, import the function here,
-add one line to `TERMS` in `richkd/losses/terms.py`, and add the options of the loss to
-`richkd/params/students.py`.
+CONTRIBUTING.md says how to add a loss. An import here is needed only for
+`from richkd.losses import <name>`.
 """
 
 from richkd.losses.at import at

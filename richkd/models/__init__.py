@@ -98,5 +98,6 @@ def check_stages(student: str, teacher: str) -> None:
         own, theirs = (len(stage_names(create(name, 2))) for name in (student, teacher))
     if own != theirs:
         raise InputError(
-            f"feature maps are compared stage by stage: {student} has {own} stages, {teacher} {theirs}"
+            f"feature maps are compared stage by stage: {student} has {own} stages, "
+            f"{teacher} {theirs}"
         )

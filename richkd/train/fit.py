@@ -65,11 +65,11 @@ class Run:
     goes on from its checkpoint ends, on a CPU, bit for bit where the unbroken one does. The model
     is left as the last epoch leaves it.
 
-    Each of several processes (`richkd.base.distributed`) trains on its share of every batch; a last
-    batch is cut to a multiple of their number. Gradients, BatchNorm's statistics and CRD's banks are
-    those of the whole batch, so the number of processes changes only that last batch and the
-    rounding, and the learning rate stays as it is. `richkd.train.batchnorm` changes the model's
-    layers for this.
+    Each of several processes (`richkd.base.distributed`) trains on its share of every batch; a
+    last batch is cut to a multiple of their number. Gradients, BatchNorm's statistics and CRD's
+    banks are those of the whole batch, so the number of processes changes only that last batch and
+    the rounding, and the learning rate stays as it is. `richkd.train.batchnorm` changes the
+    model's layers for this.
     """
 
     def __init__(

@@ -79,10 +79,10 @@ def train_seeds(
 ) -> None:
     """Train the job's classifier once a seed, as many seeds at once as `runtime` says.
 
-    With a teacher, `make_objective(model, teacher)` makes the objective of one seed, and the teacher
-    that it gets is the run's own reader; without one the objective is cross entropy. Writes
-    `models/<name>/seed<n>.safetensors` and `.json`. The metrics are written by `write(name, results,
-    curves)`, since training knows nothing of evaluation. InputError where memory is too small.
+    With a teacher, `make_objective(model, teacher)` makes the objective of one seed, and the
+    teacher that it gets is the run's own reader; without one the objective is cross entropy.
+    Writes `models/<name>/seed<n>.safetensors` and `.json`. `write(name, results, curves)` writes
+    the metrics, since training knows nothing of evaluation. InputError where memory is too small.
     """
     key = resume.key([job.name, to_dict(job.params)], [*DATA, *job.inputs])
     first = distributed.rank() == 0

@@ -139,7 +139,10 @@ REFUSED_OF_CIFAR = {
         {"clip.prompts": "imagenet"},
         ": clip.prompts is 'imagenet': should be 'im",
     ),
-    "arch": ({"teacher.arch": "resnet9"}, ": teacher.arch: model 'resnet9' is unknown: must be one of resnet8"),
+    "arch": (
+        {"teacher.arch": "resnet9"},
+        ": teacher.arch: model 'resnet9' is unknown: must be one of resnet8",
+    ),
     "teachers of other data": (
         {"dataset.name": "cifar10"},
         ": teacher.source is 'mdistiller': these teachers know cifar100 alone",

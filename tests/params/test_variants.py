@@ -197,13 +197,29 @@ REFUSED = {
     ),
     "maps from a table": (
         {L: {"teacher": "teacher", "at": EVERY["at"]}},
-        f": {L}.at compares feature maps, which no table holds: needs teacher: teacher, here "
-        "teacher, and cache.teacher: online, here all",
+        f": {L}.at compares feature maps, which no table holds: set teacher: teacher (now "
+        "teacher) and cache.teacher: online (now all)",
+    ),
+    "maps of another number": (
+        {
+            L: {"teacher": "teacher", "at": EVERY["at"]},
+            "cache.teacher": "online",
+            "student.arch": "vgg8",
+        },
+        f": {L}.at: feature maps are compared stage by stage: vgg8 has 4 stages, resnet8x2 3",
+    ),
+    "maps of unknown stages": (
+        {
+            L: {"teacher": "teacher", "nst": EVERY["nst"]},
+            "cache.teacher": "online",
+            "student.arch": "torchvision/alexnet",
+        },
+        f": {L}.nst: the stages of torchvision/alexnet are not known, so it has no feature maps",
     ),
     "maps of the fused teacher": (
         {L: {"teacher": "fused", "kd": KD, "nst": EVERY["nst"]}, "cache.teacher": "online"},
-        f": {L}.nst compares feature maps, which no table holds: needs teacher: teacher, here "
-        "fused, and cache.teacher: online, here online",
+        f": {L}.nst compares feature maps, which no table holds: set teacher: teacher (now "
+        "fused) and cache.teacher: online (now online)",
     ),
     "name with a dot": (
         {"distill.variants": {"L.F": {"teacher": "fused", "kd": KD}}},

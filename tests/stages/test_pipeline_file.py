@@ -45,7 +45,7 @@ def test_every_script_is_a_stage():
     assert {script(name) for name in STAGES} == SCRIPTS
 
 
-@pytest.mark.parametrize("name", STAGES.keys() - {"code"})
+@pytest.mark.parametrize("name", sorted(STAGES.keys() - {"code"}))
 def test_params_are_those_that_the_script_loads(name):
     declared = [re.sub(r"\$\{.*?\}", "{}", key) for key in STAGES[name].get("params", [])]
     assert len(declared) == len(set(declared))
@@ -57,7 +57,7 @@ def test_no_dep_stands_twice(name):
     assert len(STAGES[name]["deps"]) == len(set(STAGES[name]["deps"]))
 
 
-@pytest.mark.parametrize("name", STAGES.keys() - {"code"})
+@pytest.mark.parametrize("name", sorted(STAGES.keys() - {"code"}))
 def test_a_stage_follows_from_the_fingerprints_of_its_own_script(name):
     """As `stages.code` writes them: a file for each script, for `distill` one for each variant."""
     of_script = script(name)

@@ -206,7 +206,7 @@ WNIDS = trees.WNIDS[:2]
 
 @pytest.fixture
 def files(here):
-    """The test images of a tree as a manifest, odd ones among them, and a function to write params.yaml."""
+    """The test images of a tree as a manifest, odd ones too, and a function to write params."""
     tree = trees.imagenet(here / "tree", 5, 2, WNIDS)
     test, unreadable = folders.scan(tree, folders.in_folders(tree / "train", WNIDS), "train")
     assert len(test.labels) == 9 and len(unreadable) == 1
@@ -256,7 +256,7 @@ def test_middles_are_those_that_models_see_of_the_clean_images(here, seed):
     views = SimpleNamespace(size=size, resize=int(rng.integers(size, 70)))
     test = SimpleNamespace(root=".", paths=["x.png"], labels=np.zeros(1, int))
     expected = tv.center_crop(tv.resize(image, views.resize), size)
-    np.testing.assert_array_equal(stages.corrupt.centers(test, views).images[0], expected)
+    np.testing.assert_array_equal(corrupted.centers(test, views).images[0], expected)
 
 
 def test_without_room_nothing_is_made(files, monkeypatch):

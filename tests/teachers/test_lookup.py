@@ -276,13 +276,13 @@ def test_a_table_is_streamed_where_it_takes_more_than_half_of_a_device(monkeypat
     monkeypatch.setattr(lookup, "free_memory", lambda device: free * size)
     for rows in (1000, 7):
         shards = Shards(cut(parts(), rows), 18, 22, 4)
-        assert type(lookup.place(shards, torch.device("meta"))) is kind
+        assert type(lookup.put_on_device(shards, torch.device("meta"))) is kind
 
 
 @pytest.mark.parametrize(("rows", "kind"), [(1000, Table), (7, Streamed)])
 @pytest.mark.parametrize("views", [18, 1])
 def test_on_a_cpu_a_table_of_one_file_is_mapped_and_one_of_several_streamed(views, rows, kind):
-    found = lookup.place(Shards(cut(parts(views), rows), views, 22, 4), CPU)
+    found = lookup.put_on_device(Shards(cut(parts(views), rows), views, 22, 4), CPU)
     batch = torch.tensor([21, 3, 3, 0]), torch.tensor([0, 17, 2, 9])
     found.begin_epoch([batch])
     found.next_batch()
@@ -294,7 +294,9 @@ def test_on_a_cpu_a_table_of_one_file_is_mapped_and_one_of_several_streamed(view
 @pytest.mark.parametrize("rows", [1000, 7])
 @pytest.mark.parametrize("views", [18, 1])
 def test_a_table_on_a_gpu_is_whole_whatever_the_shards(views, rows):
-    found = lookup.place(Shards(cut(parts(views), rows), views, 22, 4), torch.device("cuda"))
+    found = lookup.put_on_device(
+        Shards(cut(parts(views), rows), views, 22, 4), torch.device("cuda")
+    )
     assert type(found) is Table
     assert all(torch.equal(x.cpu(), parts(views)[name]) for name, x in found.parts.items())
 

@@ -1,4 +1,4 @@
-"""Training: what it computes, that a killed run ends where the unbroken does, and ways to run a step."""
+"""Training: what it computes, how a killed run ends, and ways to run a step."""
 
 import dataclasses
 import math
@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 from torch import nn
-
 from toys import crd, fused, kd, on, recipe, streamed
 
 from richkd import models
