@@ -427,6 +427,7 @@ def test_imagenet80_are_open_clip_s_templates():
     assert clip.templates(("a {}",)) == ["a {}"]
 
 
+@pytest.mark.slow
 def test_features_agree_with_open_clip_s_own_preprocessing(photographs):
     """On 256 test images: PIL prepares each image, we prepare the whole batch."""
     torch.manual_seed(0)

@@ -163,7 +163,7 @@ def test_every_name_builds_the_same_weights_from_the_same_seed(name):
 
 def test_unknown_names_are_refused_with_what_is_allowed():
     allowed = ", ".join([*models.names(), "torchvision/<name>"])
-    for call in (models.check, lambda name: models.create(name, 10)):
+    for call in (models.check_name, lambda name: models.create(name, 10)):
         with pytest.raises(InputError) as refused:
             call("resnet9")
         assert str(refused.value) == f"model 'resnet9' is unknown: must be one of {allowed}"
@@ -171,7 +171,7 @@ def test_unknown_names_are_refused_with_what_is_allowed():
 
 @pytest.mark.parametrize("name", [*models.names(), "torchvision/resnet18", "torchvision/vit_b_16"])
 def test_known_names_pass_the_check(name):
-    models.check(name)
+    models.check_name(name)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_torchvision_models_give_what_torchvision_gives(name, last):
         torch.testing.assert_close(logits, output.logits)
 
 
-@pytest.mark.parametrize("check", [models.check, lambda name: models.create(name, 10)])
+@pytest.mark.parametrize("check", [models.check_name, lambda name: models.create(name, 10)])
 def test_unknown_torchvision_names_are_refused_with_close_ones(check):
     with pytest.raises(InputError, match="model 'torchvision/resnet5' is unknown: .*resnet50"):
         check("torchvision/resnet5")
@@ -305,7 +305,9 @@ def test_maps_of_networks_without_known_stages_are_refused():
         (models.create("torchvision/mobilenet_v2", 5), "torchvision/mobilenet_v2"),
         (torch.nn.Linear(3, 5), "Linear"),
     ):
-        with pytest.raises(InputError, match=f"^feature maps of {name} are not supported: .+"):
+        with pytest.raises(
+            InputError, match=f"^the stages of {name} are not known, so it has no feature maps"
+        ):
             models.with_maps(model)
 
 
@@ -314,7 +316,7 @@ def test_maps_of_networks_without_known_stages_are_refused():
 
 def test_names_and_their_check_need_no_torch():
     code = (
-        "import sys, richkd.params, richkd.models; richkd.models.check(richkd.models.names()[0]);"
+        "import sys, richkd.params, richkd.models; richkd.models.check_name(richkd.models.names()[0]);"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
