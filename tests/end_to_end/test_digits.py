@@ -27,6 +27,7 @@ def test_everything_is_there(reproduced: Path) -> None:
     assert (reproduced / "report/index.html").stat().st_size > 10_000
     record = json.loads((reproduced / "models/LF/seed1.json").read_text())
     assert record["seed"] == 1
+    assert {"alpha": 0.4, "lam": 0.4}.items() <= record["params"]["fusion"].items()
     assert {"versions", "device", "data", "metrics"} <= set(record)
     assert len(hashes(reproduced)) == 2 * len(STUDENTS)
     assert not list((reproduced / ".resume").iterdir())

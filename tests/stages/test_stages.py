@@ -27,6 +27,7 @@ import stages.calibrate
 import stages.clip
 import stages.corrupt
 import stages.distill
+import stages.evaluate
 import stages.evaluate_fused
 import stages.prepare
 import stages.teacher
@@ -442,6 +443,11 @@ def test_a_full_device_says_what_to_lower(folder):
         (stages.distill, "L2", "error: called with L2: name one of F, L, LF, kd"),
         (stages.distill, None, "error: called with nothing: name one of F, L, LF, kd"),
         (stages.calibrate, "x", "name one of teacher, clip, fused, ce, F, L, LF, kd"),
+        (
+            stages.evaluate,
+            "fused",
+            "called with fused: name one of teacher, clip, ce, F, L, LF, kd",
+        ),
         (stages.cache, "fused", "error: called with fused: name one of teacher, clip"),
         (stages.alone, "ce", "error: called with ce: takes no word"),
     ],

@@ -195,6 +195,30 @@ def test_a_recipe_that_is_not_there_is_one_line(made, data):
         opened(data, "fused")
 
 
+def test_files_of_another_version_are_one_line(made, data):
+    write_json("cache/fused/fused.json", {"alpha": 0.5})
+    said = "cache/fused/fused.json is of another version of this code: run `dvc repro fusion`"
+    with pytest.raises(InputError, match=re.escape(said)):
+        opened(data, "fused")
+    write_json("cache/clip/cache.json", {"shape": {}})
+    said = "cache/clip is of another version of this code: run `dvc repro cache@clip`"
+    with pytest.raises(InputError, match=re.escape(said)):
+        opened(data)
+
+
+def test_a_recipe_is_of_what_its_tables_hold(made, teacher, data):
+    """Another code or precision may give other rows from the same teacher and images."""
+    before = table_fingerprints()
+    with torch.no_grad():
+        teacher.fc.bias[0] += 0.5
+    made_from = lookup.identity(Path("models/clip/seed0"), data.views, "all", None)
+    build("clip", teacher, data, made_from=made_from, key="another")
+    with torch.no_grad():
+        teacher.fc.bias[0] -= 0.5
+    after = table_fingerprints()
+    assert after["teacher"] == before["teacher"] and after["clip"] != before["clip"]
+
+
 @pytest.mark.parametrize(("name", "table"), [("teacher", "teacher"), ("fused", "teacher")])
 def test_a_table_has_no_feature_maps(made, data, name, table):
     said = f"cache/{table} is a table and has no feature maps: set cache.{table}: online"
