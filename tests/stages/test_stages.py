@@ -429,7 +429,7 @@ def test_a_full_device_says_what_to_lower(folder):
     def full(model, teacher):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    said = "out of memory: lower student.batch_size, runtime.seeds_at_once or a variant's .* 9 GiB"
+    said = "out of memory: lower batch_size, runtime.seeds_at_once or the num_negatives .* 9 GiB"
     with pytest.raises(InputError, match=said):
         train_seeds(Job("ce", student, [0], {}, []), data, full, lambda *_: None)
 
