@@ -415,7 +415,7 @@ def test_without_corrupted_images_the_clean_ones_alone_are_looked_at(folder):
 # --- training -----------------------------------------------------------------------------------
 
 
-def test_a_full_device_says_what_to_lower(folder):
+def test_a_full_device_says_what_to_lower(folder, monkeypatch):
     student = params.Training(
         arch="resnet8", epochs=1, batch_size=8, lr=0.1, schedule="onecycle", milestones=(),
         momentum=0.9, weight_decay=0.0,
@@ -426,12 +426,13 @@ def test_a_full_device_says_what_to_lower(folder):
     views = params.PaddedCrops(augmentation="padded_crop", pad=1, flip=False)
     data = TrainingData(views, runtime)
 
-    def full(model, teacher):
+    def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
+    monkeypatch.setattr("richkd.train.seeds.Run", full)
     said = "out of memory: lower batch_size, runtime.seeds_at_once or the num_negatives .* 9 GiB"
     with pytest.raises(InputError, match=said):
-        train_seeds(Job("ce", student, [0], {}, []), data, full, lambda *_: None)
+        train_seeds(Job("ce", student, [0], {}, []), data, write=full)
 
 
 # --- what a command may name --------------------------------------------------------------------
