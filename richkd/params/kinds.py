@@ -14,7 +14,8 @@ Item = TypeVar("Item")
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[Class]) -> type[Class]:
     """Make `cls` a section: a frozen dataclass that checks its values and never converts them."""
-    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    # Built once, with the whole file: a schema of each section alone would make the import slower.
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
     made = dataclass(cls, frozen=True, kw_only=True, config=config)
     return cast(type[Class], made)
 
