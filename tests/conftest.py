@@ -14,11 +14,28 @@ import torch
 from archives import official_contents, write
 from serving import serving
 
+from richkd.base import devices
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
 from richkd.data.views import Preprocessing, Views
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def locks_of_this_process(tmp_path_factory):
+    """A process of tests keeps a GPU that it has reserved to its end: the others would wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("devices")
+        patch.setattr(devices, "lock_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
+from tqdm import tqdm
 
 from richkd import params
 from richkd.base.errors import InputError, one_line
@@ -90,14 +91,13 @@ class FileSet:
         self.readers = ThreadPoolExecutor(threads or max(1, cpus() // processes))
         self.assembler = ThreadPoolExecutor(1)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # Sent to the device once: sending mean and std with each batch would make the host wait.
-        self.mean, self.std = (
-            torch.tensor(x, device=device) for x in (preprocessing.mean, preprocessing.std)
-        )
+        # Files of this epoch that the GPU was to decode and could not; of the last one that said so.
+        self.refused = self.refused_before = 0
         # The memory of `batch`, as large as the largest batch so far.
         self.pixels = torch.empty(0, 3, self.center.size, self.center.size, device=device)
         self.batches: Iterator[list[tuple[int, int]]] = iter(())  # that nobody reads yet
-        self.ahead: deque[Future[Tensor]] = deque()  # batches that threads read
+        # Batches that threads read; a GPU has the pixels after the event.
+        self.ahead: deque[Future[tuple[Tensor, torch.cuda.Event | None]]] = deque()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,6 +106,10 @@ class FileSet:
         """The set for one training run, with batches of its own. Runs share the reading threads."""
         other = copy(self)
         other.assembler, other.pixels = ThreadPoolExecutor(1), torch.empty_like(self.pixels[:0])
+        if self.stream:
+            # torchvision decodes on a stream of its own, into memory of the current one. Two runs
+            # on one stream would decode into memory that the other run still reads.
+            other.stream = torch.cuda.Stream(self.device)
         return other
 
     # `predict` calls this in inference mode, which the threads do not share.
@@ -119,18 +123,23 @@ class FileSet:
         if len(self.pixels) < max(lengths):
             shape = max(lengths), 3, self.center.size, self.center.size
             self.pixels = torch.empty(shape, device=self.device, memory_format=torch.channels_last)
-        self.ahead = deque()
+        self.ahead, self.refused = deque(), 0
         for _ in range(AHEAD):
             self._read_next()
 
     @torch.inference_mode(False)
     def next_batch(self) -> None:
         """The next batch of the epoch begins. InputError names a file that cannot be decoded."""
-        pixels = self.ahead.popleft().result()
+        pixels, ready = self.ahead.popleft().result()
         self._read_next()
-        if self.stream:
-            pixels.record_stream(torch.cuda.current_stream(self.device))
-        normalise(self.pixels[: len(pixels)].copy_(pixels), self.mean, self.std)
+        if ready:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(ready)
+            pixels.record_stream(current)
+        normalise(self.pixels[: len(pixels)].copy_(pixels), self.preprocessing)
+        if not self.ahead and self.refused != self.refused_before:
+            self.refused_before = self.refused
+            tqdm.write(f"{self.refused} JPEGs were decoded by the CPU: the GPU could not")
 
     def batch(self, ids: Tensor, view_ids: Tensor) -> Tensor:
         """The batch that has begun, whose ids and view ids these are: float32 (B, 3, size, size).
@@ -160,27 +169,40 @@ class FileSet:
 
     def _assemble(
         self, batch: list[tuple[int, int]], parts: list[Future[Tensor | None]], pixels: Tensor
-    ) -> Tensor:
-        """The batch as uint8 on the device."""
+    ) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The batch as uint8 on the device, and the event after which a GPU has it."""
         found = [part.result() for part in parts]
         if self.stream is None:
-            return pixels
+            return pixels, None
         encoded = [(slot, content) for slot, content in enumerate(found) if content is not None]
         with torch.cuda.stream(self.stream):
             pixels = pixels.to(self.device, non_blocking=True)
             for start in range(0, len(encoded), AT_ONCE):
                 slots, contents = zip(*encoded[start : start + AT_ONCE])
-                try:
-                    images = decode_jpeg(list(contents), ImageReadMode.RGB, self.device)
-                    cuts = [self._cut(image, *batch[slot]) for slot, image in zip(slots, images)]
-                except RuntimeError:  # a file is broken, or the GPU cannot decode it
-                    cuts = [self._cut(decode(self._path(batch[x][0])), *batch[x]) for x in slots]
-                for slot, part in zip(slots, cuts):
+                for slot, part in zip(slots, self._decode_together(batch, slots, contents)):
                     pixels[slot].copy_(part)
                 # The decoder does not wait for this stream: it would write the next images into
                 # memory that these images have just left and the stream still reads.
                 self.stream.synchronize()
-        return pixels
+            return pixels, self.stream.record_event()
+
+    def _decode_together(
+        self, batch: list[tuple[int, int]], slots: Sequence[int], contents: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The images of `slots`, cut; decoded by the GPU, or by threads where it cannot."""
+        try:
+            images = decode_jpeg(list(contents), ImageReadMode.RGB, self.device)
+            return [self._cut(image, *batch[slot]) for slot, image in zip(slots, images)]
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except RuntimeError:  # a file is broken, or the GPU does not know its kind of JPEG
+            self.refused += len(slots)
+            numbers = [batch[slot] for slot in slots]
+            return list(
+                self.readers.map(
+                    lambda image: self._cut(decode(self._path(image[0])), *image), numbers
+                )
+            )
 
     def _cut(self, image: Tensor, number: int, view_id: int) -> Tensor:
         if view_id == self.views.center:

@@ -1,6 +1,7 @@
 """An image set that lives on the device."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +20,23 @@ def to_input(
     """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W) on the device."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
     # The result lies in memory as the images do: channels last.
-    return normalise(pixels, preprocessing.mean, preprocessing.std)
+    return normalise(pixels, preprocessing)
 
 
-def normalise(
-    pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
-) -> Tensor:
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Levels 0 to 255, float32 (N, 3, H, W), to a network's input, in place."""
-    mean, std = (torch.as_tensor(x, device=pixels.device).view(3, 1, 1) for x in (mean, std))
+    mean, std = (
+        on_device(tuple(values), pixels.device).view(3, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     return pixels.div_(255).sub_(mean).div_(std)
+
+
+@cache
+def on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A constant, float32 (n,), sent once: the host waits for the device whenever it sends one."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 class ResidentSet:

@@ -442,7 +442,7 @@ def test_features_agree_with_open_clip_s_own_preprocessing(photographs):
     assert cosine.min() > 0.9995
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_on_a_gpu_half_precision_is_close(pixels):
     model = zero_shot()
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 """Images in files and in arrays as batches, against PIL, torchvision and a plain loop."""
 
+import contextlib
 import os
 import struct
 import zlib
@@ -140,7 +141,7 @@ def test_the_centre_is_torchvisions(manifest):
         found = cut_center(image, CENTER)
         assert found.shape == (3, 32, 32) and torch.equal(found, exact(image))
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        difference = (normalise(found.float(), MEAN, STD) - preset(picture)) * level
+        difference = (normalise(found.float(), FILES) - preset(picture)) * level
         assert difference.abs().max() < 1.01
 
 
@@ -201,7 +202,7 @@ def plain(manifest, batches):
     for ids, view_ids in batches:
         images = [(image_of(manifest, i), i, v) for i, v in zip(ids.tolist(), view_ids.tolist())]
         cuts = [cut_center(x, CENTER) if v == -1 else cut(x, CROPS, v, i) for x, i, v in images]
-        found.append(normalise(torch.stack(cuts).float(), MEAN, STD))
+        found.append(normalise(torch.stack(cuts).float(), FILES))
     return found
 
 
@@ -273,6 +274,95 @@ def test_runs_side_by_side_have_their_own_batches(manifest):
             out.append(reader.batch(*batches[step]).clone())
     assert all(same(out, plain(manifest, batches)) for out, (_, batches) in zip(found, runs))
     assert len(data) == 11 and torch.equal(data.labels, torch.from_numpy(manifest.labels))
+
+
+class FakeStream:
+    """Stands for a CUDA stream: it notes what is asked of it."""
+
+    def __init__(self, device=None):
+        self.asked = []
+
+    def synchronize(self):
+        self.asked.append("synchronize")
+
+    def record_event(self):
+        self.asked.append(event := object())
+        return event
+
+    def wait_event(self, event):
+        self.asked.append(event)
+
+
+@pytest.fixture
+def on_a_gpu(manifest, monkeypatch):
+    """A file set that takes the CPU for a GPU; `current` is the stream on which it is used."""
+    current = FakeStream()
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    empty = torch.empty
+
+    def unpinned(*shape, pin_memory=False, **options):
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", unpinned)
+    data = file_set(manifest)
+    data.stream = FakeStream()
+    data.current = current
+    return data
+
+
+@pytest.mark.parametrize("decoded_by_gpu", [False, True])
+def test_the_consumer_waits_for_every_batch_whatever_decodes_it(on_a_gpu, manifest, decoded_by_gpu):
+    batches = pairs(5)
+    on_a_gpu.manifest = manifest._replace(plain=manifest.plain & decoded_by_gpu)
+    assert same(epoch(on_a_gpu, batches), plain(manifest, batches))
+    events = [x for x in on_a_gpu.stream.asked if x != "synchronize"]
+    assert len(events) == len(batches) and on_a_gpu.current.asked == events
+
+
+def test_each_run_has_a_stream_of_its_own(on_a_gpu):
+    streams = {id(x.stream) for x in (on_a_gpu, on_a_gpu.reader(), on_a_gpu.reader())}
+    assert len(streams) == 3
+
+
+def test_what_the_gpu_cannot_decode_is_decoded_by_threads_and_counted_once(
+    on_a_gpu, manifest, monkeypatch, capsys
+):
+    decoder = imagesets.decode_jpeg
+
+    def cpu_alone(content, *options, **more):
+        if isinstance(content, list):
+            raise RuntimeError("no nvJPEG")
+        return decoder(content, *options, **more)
+
+    monkeypatch.setattr(imagesets, "decode_jpeg", cpu_alone)
+    for view_id in (5, 6):
+        assert same(epoch(on_a_gpu, pairs(view_id)), plain(manifest, pairs(view_id)))
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("8 JPEGs were decoded by the CPU: the GPU could not") == 1
+
+
+def test_a_gpu_without_memory_is_no_broken_file(on_a_gpu, manifest, monkeypatch):
+    def decoder(content, mode, *device, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(imagesets, "decode_jpeg", decoder)
+    with pytest.raises(torch.OutOfMemoryError):
+        epoch(on_a_gpu, pairs(5))
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_batches_are_those_of_a_cpu_but_for_its_decoder(manifest):
+    cuda = FileSet(manifest, FILES, CROPS, torch.device("cuda"), threads=2)
+    runs = [(cuda.reader(), pairs(5)), (cuda.reader(), pairs(6, seed=1))]
+    for _ in range(20):
+        for reader, batches in runs:
+            on_device = [tuple(x.cuda() for x in batch) for batch in batches]
+            for found, expected in zip(epoch(reader, on_device), plain(manifest, batches)):
+                assert found.is_cuda
+                assert (found.cpu() - expected).abs().mean() < 0.1  # of a standard deviation
 
 
 def test_a_broken_file_surfaces_where_its_batch_begins(manifest, tmp_path):

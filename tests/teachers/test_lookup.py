@@ -314,7 +314,7 @@ def test_on_a_cpu_a_table_of_one_file_is_mapped_and_one_of_several_streamed(view
     assert torch.equal(found.logits(*batch), Table(parts(views), 4).logits(*batch))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("rows", [1000, 7])
 @pytest.mark.parametrize("views", [18, 1])
 def test_a_table_on_a_gpu_is_whole_whatever_the_shards(views, rows):

@@ -393,7 +393,7 @@ def test_a_graph_needs_cuda(here, data):
 # --- on CUDA ------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("step", ["eager", "graph"])
 def test_cuda_trains_and_resumes(here, split, data, killed_after, precision, step):
@@ -407,7 +407,7 @@ def test_cuda_trains_and_resumes(here, split, data, killed_after, precision, ste
     assert len(history) == 10 and history[-1]["loss"] < history[0]["loss"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("kind", [Table, Streamed])
 @pytest.mark.parametrize("schedule", ["step", "onecycle"])
 def test_a_graph_trains_as_the_plain_step_and_side_by_side(
@@ -437,7 +437,7 @@ def test_a_graph_trains_as_the_plain_step_and_side_by_side(
     assert histories["graph"][0] != histories["graph"][1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("step", ["eager", "graph"])
 def test_a_step_never_waits_for_the_device(here, split, data, step):
     cuda = pick_device("auto")
