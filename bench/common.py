@@ -4,6 +4,7 @@ A case is a function without arguments. The file also says what was measured, an
 """
 
 import ctypes
+import os
 import re
 import statistics
 import subprocess
@@ -119,6 +120,7 @@ def report(name: str, rows: Rows, **facts: Any) -> None:
     where = provenance(device) | {"processor": _processor()}
     where["versions"] |= {name: version(name) for name in ("torchvision", "pillow")}
     facts |= where | {"date": date.today().isoformat(), "commit": _commit()}
+    facts["load"] = os.getloadavg()[0]  # processes that wanted a CPU in the last minute
     print(_table(name, rows), end="\n\n")
     for key, value in facts.items():
         print(f"{key}: {value}")
@@ -128,8 +130,9 @@ def report(name: str, rows: Rows, **facts: Any) -> None:
 
 
 def folder() -> str:
-    """Where the files of this machine's benchmarks go."""
-    return "metrics/bench/gpu" if torch.cuda.is_available() else "metrics/bench"
+    """Where the files of this machine's benchmarks go; BENCH_FOLDER in the environment wins."""
+    usual = "metrics/bench/gpu" if torch.cuda.is_available() else "metrics/bench"
+    return os.environ.get("BENCH_FOLDER", usual)
 
 
 def _table(name: str, rows: Rows) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -46,7 +47,7 @@ NETWORKS = Networks("resnet32x4", "resnet8x4")
 
 
 class NoCheckpoint(Checkpoint):
-    """A run saves its state at the end of each epoch. A benchmark does without that."""
+    """A run saves its state at the end of each epoch. Benchmarks of a step do without that."""
 
     def __init__(self) -> None:
         super().__init__("bench", "")
@@ -63,11 +64,20 @@ class Protocol:
 
     There are `images` images; labels and CRD's banks have `sizes.samples` rows, as for the whole
     training set. The teacher's table has all views and features of length `teacher_dim`, CLIP's has
-    the centre view.
+    the centre view. With `checkpoints` runs save their state, below the working folder.
     """
 
-    def __init__(self, sizes: Sizes, images: int, teacher_dim: int, device: torch.device):
+    def __init__(
+        self,
+        sizes: Sizes,
+        images: int,
+        teacher_dim: int,
+        device: torch.device,
+        checkpoints: bool = False,
+    ):
         torch.manual_seed(0)
+        self.names = (f"bench-{number}" for number in itertools.count())
+        self.checkpoints = checkpoints
         self.sizes = sizes
         self.labels = torch.randint(sizes.classes, (sizes.samples,))
         self.split = random_images(self.labels[:images])
@@ -114,7 +124,7 @@ class Protocol:
             make_objective(terms, student, teacher, self.labels).to(self.data.device),
             Sources(self.data, no_validation, teacher),
             Plan(training, replace(RUNTIME, **runtime), seed),
-            NoCheckpoint(),
+            Checkpoint(next(self.names), "") if self.checkpoints else NoCheckpoint(),
             variant,
         )
 

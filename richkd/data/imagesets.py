@@ -91,7 +91,7 @@ class FileSet:
         self.readers = ThreadPoolExecutor(threads or max(1, cpus() // processes))
         self.assembler = ThreadPoolExecutor(1)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # Files of this epoch that the GPU was to decode and could not; of the last one that said so.
+        # Files that the GPU could not decode: of this epoch, and of the last one that told of them.
         self.refused = self.refused_before = 0
         # The memory of `batch`, as large as the largest batch so far.
         self.pixels = torch.empty(0, 3, self.center.size, self.center.size, device=device)

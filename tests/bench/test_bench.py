@@ -15,15 +15,20 @@ import yaml
 
 from bench import accuracy, common, crd, overhead, protocol, scaling, step
 from bench import input as inputs
+from bench.cache import Work
 from bench.common import Sizes
 from bench.protocol import Networks
-from richkd import models
+from richkd import models, params
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
 from richkd.data.views import Views
 
 SIZES = Sizes(samples=60, batch_size=4, classes=5, negatives=8, dim=4)
 SMALL = Networks("resnet8", "resnet8")
+SMALL_CLIP = params.ClipTowers(
+    embed_dim=8, image_size=32, vision_layers=(1, 1, 1, 1), vision_width=4, context_length=8,
+    text_width=8, text_heads=1, text_layers=1,
+)  # fmt: skip
 TINY = {
     "input": {"images": 40, "batch_size": 8, "batches": 3, "workers": 2, "repeats": 2},
     "files": {
@@ -40,10 +45,12 @@ TINY = {
     },
     "step": {"sizes": SIZES, "networks": SMALL, "steps": 1, "workers": 1, "repeats": 2},
     "epoch": {
-        "sizes": SIZES, "networks": SMALL, "share": 0.1, "beside": (2,),
+        "sizes": SIZES, "networks": SMALL, "beside": (2,),
         "changes": {"eager": {"step": "eager"}}, "repeats": 2,
     },
-    "cache": {"arch": "resnet8", "images": 6, "views": 2, "batch_size": 4, "repeats": 2},
+    "cache": {"work": Work("resnet8", images=6, views=2, batch_size=4), "repeats": 2},
+    "towers": {"model": SMALL_CLIP, "images": 4, "batch_size": 2, "repeats": 2},
+    "parts": {"sizes": SIZES, "student": "resnet8"},
 }  # fmt: skip
 CPU = torch.device("cpu")
 
