@@ -23,7 +23,6 @@ EPOCHS = 240
 Changes = Mapping[str, Mapping[str, Any]]
 CHANGES: Changes = {
     "bf16": {"precision": "bf16"},
-    "compile": {"step": "compile"},
     "compile, bf16": {"step": "compile", "precision": "bf16"},
     "shared negatives": {"negatives": "shared"},
 }
@@ -33,7 +32,7 @@ def main(
     *,
     sizes: Sizes = CIFAR100,
     networks: Networks = NETWORKS,
-    beside: Sequence[int] = (3, 5),
+    beside: Sequence[int] = (3,),
     changes: Changes = CHANGES,
     repeats: int = 2,
 ) -> None:

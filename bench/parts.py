@@ -32,7 +32,7 @@ def main(*, sizes: Sizes = CIFAR100, student: str = "resnet8x4", batches: int = 
         run = protocol.run(student, variant, step="eager")
         parts, kernels = profiled(run, device.type == "cuda")
         rows |= {f"{variant}: {part}": row for part, row in parts.items()}
-        rows |= {f"{variant}, {name[:60]}": row for name, row in kernels.items()}
+        rows |= {f"{variant}, {name}": row for name, row in kernels.items()}
     report("parts", rows, student=student, **sizes._asdict())
 
 
@@ -66,7 +66,7 @@ def profiled(
         parts["whole"]["peak_mib"] = torch.cuda.max_memory_allocated() / MIB
     by_name: dict[str, list[FunctionEvent]] = {}
     for event in every:
-        by_name.setdefault(event.name, []).append(event)
+        by_name.setdefault(event.name[:60], []).append(event)
     kernels = {name: amount(found) for name, found in by_name.items()}
     longest = Counter({name: row["us"] for name, row in kernels.items()}).most_common(SHOWN)
     return parts, {name: kernels[name] for name, _ in longest}

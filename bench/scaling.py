@@ -83,7 +83,9 @@ def vary(
         }
     for way in ("", SHARED):
         for column in ("step_s", "extra_mib"):
-            measured = [rows[f"{name} {x}{way}"][column] for x in values]
+            # A step may take no memory that can be seen. Then it counts as one page.
+            least = PAGE_MIB if column == "extra_mib" else 0
+            measured = [max(rows[f"{name} {x}{way}"][column], least) for x in values]
             rows[f"{name} {values[-1]}{way}"][f"{column}_exponent"] = exponent(values, measured)
     return rows
 
@@ -95,8 +97,7 @@ def stepper(problem: Problem) -> Case:
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     """e of y ~ x^e, by least squares on logarithms, over the upper half of the points."""
     upper = slice(len(x) // 2, None)
-    # A step may take no memory that can be seen. Then it counts as one page.
-    log_x, log_y = np.log(x[upper]), np.log(np.maximum(y[upper], PAGE_MIB))
+    log_x, log_y = np.log(x[upper]), np.log(y[upper])
     log_x = log_x - log_x.mean()
     return float(log_x @ log_y / (log_x @ log_x))
 

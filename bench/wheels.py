@@ -10,11 +10,12 @@ from pathlib import Path
 
 # With the packages that these need themselves. DVC is not among them: stages run without it.
 NEEDED = """
-    annotated-types filelock ftfy huggingface_hub hypothesis iniconfig Jinja2 joblib matplotlib
-    numpy open_clip_torch packaging pandas pillow platformdirs pluggy psutil pydantic
-    pydantic_core Pygments pytest PyYAML regex requests ruamel.yaml safetensors scikit-learn
-    scipy sortedcontainers threadpoolctl timm tqdm typing-inspection typing_extensions urllib3
-    wcwidth
+    annotated-types anyio certifi charset-normalizer click cloudpickle contourpy cycler
+    fonttools ftfy h11 hf-xet httpcore2 httpx2 huggingface_hub hypothesis idna iniconfig joblib
+    kiwisolver matplotlib narwhals open_clip_torch packaging pandas platformdirs pluggy psutil
+    pydantic pydantic_core Pygments pyparsing pytest python-dateutil PyYAML regex requests
+    ruamel.yaml safetensors scikit-learn scipy six sortedcontainers threadpoolctl timm tqdm
+    truststore typing-inspection urllib3 wcwidth
 """.split()
 PINS = Path(__file__).parents[1] / "requirements.txt"
 

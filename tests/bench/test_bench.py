@@ -5,13 +5,20 @@ Nothing here looks at how long anything took, but for the clock itself.
 
 import json
 import math
+import os
+import subprocess
 import time
+import tomllib
+import venv
 from importlib import import_module
+from importlib.metadata import requires
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from bench import accuracy, common, crd, overhead, protocol, scaling, step
 from bench import input as inputs
@@ -53,6 +60,7 @@ TINY = {
     "parts": {"sizes": SIZES, "student": "resnet8"},
 }  # fmt: skip
 CPU = torch.device("cpu")
+PROJECT = tomllib.loads((common.ROOT / "pyproject.toml").read_text())["project"]
 
 
 def numbers(data):
@@ -77,10 +85,45 @@ def test_scaling_draws_every_range(here):
     assert (here / f"{common.folder()}/scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
+def with_what_they_need(names):
+    """The packages, and all that they require here, by their normal names."""
+    found, left = set(), {canonicalize_name(name) for name in names}
+    while left:
+        found.add(name := left.pop())
+        wanted = (Requirement(text) for text in requires(name) or [])
+        here = (x for x in wanted if not x.marker or x.marker.evaluate({"extra": ""}))
+        left |= {canonicalize_name(x.name) for x in here} - found
+    return found
+
+
+def test_a_bare_machine_lacks_all_that_is_needed_but_torch_and_dvc(tmp_path):
+    """In a Python of its own that has nothing installed."""
+    venv.create(tmp_path, with_pip=False)
+    done = subprocess.run(
+        ["bash", common.ROOT / "bench/gpu.sh", "--wheels"],
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    direct = {Requirement(text).name for text in PROJECT["dependencies"]}
+    there = {"torch", "torchvision"}
+    expected = with_what_they_need(
+        {"pytest", "hypothesis", *direct} - there - {"dvc"}
+    ) - with_what_they_need(there)
+    lines = done.stdout.split()
+    assert done.returncode == 0 and all("==" in line for line in lines)
+    assert {canonicalize_name(line.partition("==")[0]) for line in lines} == expected
+
+
 @pytest.mark.parametrize("power", [0, 1, 2.5])
 def test_the_exponent_is_that_of_the_upper_half(power):
     x = [1, 2, 4, 8]
     assert scaling.exponent(x, [9, 9, 4**power, 8**power]) == pytest.approx(power)
+
+
+def test_milliseconds_have_an_exponent_like_seconds(here, monkeypatch):
+    times = {f"negatives {n}{way}": [n / 1e6] for n in (4, 8, 16) for way in ("", ", shared")}
+    monkeypatch.setattr(scaling, "alternate", lambda cases, repeats: times)
+    rows = scaling.vary("negatives", [4, 8, 16], SIZES, 1, CPU)
+    assert rows["negatives 16"]["step_s_exponent"] == pytest.approx(1)
 
 
 def test_cases_take_turns_after_one_call_each():
