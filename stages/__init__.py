@@ -105,8 +105,6 @@ def launch(processes: int, words: list[str]) -> None:
         print(file=sys.stderr)  # ends the line of a progress bar
         _signals.end(number, frame)
 
-    # Torch's own handlers print tracebacks.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) == _signals.end:
             signal.signal(number, stop)
@@ -120,6 +118,7 @@ def launch(processes: int, words: list[str]) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        signals_to_handle="SIGHUP,SIGQUIT",  # torch's handlers print tracebacks
     )
     try:
         elastic_launch(config, sys.executable)("-u", "-m", module(), *words)

@@ -8,8 +8,9 @@ small JSON file which output they belong to. The next start of any stage removes
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,8 +21,9 @@ from richkd.base.files import write_json
 FOLDER = Path(".resume")
 
 
-def lock(stage: str) -> FileLock:
-    """Lock the stage, until the lock is released or this process ends.
+@contextmanager
+def lock(stage: str) -> Iterator[FileLock]:
+    """Lock the stage in the block; the lock of a process that dies is free.
 
     Raises InputError if another process has the lock.
     """
@@ -32,7 +34,10 @@ def lock(stage: str) -> FileLock:
         held.acquire(blocking=False)
     except Timeout:
         raise InputError(f"stage {stage}: another run is at it") from None
-    return held
+    try:
+        yield held
+    finally:
+        held.release()
 
 
 def keep(output: Path | str, sources: Iterable[Path]) -> None:

@@ -91,9 +91,9 @@ def test_an_output_without_sources_leaves_no_note(here):
 HOLD = """
 import sys
 from richkd.base import kept
-held = kept.lock("cache-clip")
-print("locked", flush=True)
-sys.stdin.read()
+with kept.lock("cache-clip"):
+    print("locked", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -103,7 +103,11 @@ def test_a_second_run_of_a_stage_is_refused_until_the_first_is_dead(here):
     with subprocess.Popen([sys.executable, "-c", HOLD], env=environment, **pipes) as other:
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(InputError, match="^stage cache-clip: another run is at it$"):
-            kept.lock("cache-clip")
-        kept.lock("cache-teacher").release()
-        other.kill()
-    kept.lock("cache-clip").release()
+            with kept.lock("cache-clip"):
+                pytest.fail("two have the lock")
+        with kept.lock("cache-teacher"):
+            other.kill()
+    with kept.lock("cache-clip") as held:
+        held.release()  # for other processes that go on with the stage
+        with kept.lock("cache-clip"):
+            assert not held.is_locked
