@@ -8,6 +8,7 @@ PYTEST = $(WITH_VENV) python -m pytest -n 2 --dist loadfile
 
 .PHONY: repro lint test test-slow check bench
 repro: .venv/installed
+	$(WITH_VENV) python stages/_rwlock.py
 	$(WITH_VENV) dvc repro
 	@echo "The report: $(CURDIR)/report/index.html"
 

@@ -1,5 +1,6 @@
 """The device, and running a model on images."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -67,6 +68,17 @@ def out_of_memory(lower: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory: lower {lower} ({one_line(error)})") from None
+
+
+def divergence(model: nn.Module, loss: float) -> str | None:
+    """What is not finite, the loss or the weights; None if both are.
+
+    The loss of the last step says nothing about the weights that the step left.
+    """
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    finite = torch.stack([x.isfinite().all() for x in model.state_dict().values()]).all()
+    return None if finite else "the weights are not finite"
 
 
 @torch.inference_mode()

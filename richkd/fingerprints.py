@@ -29,7 +29,10 @@ LOSSES = "richkd/losses/"
 TERMS = "richkd/losses/terms.py"
 LEFT_OUT = (
     "richkd/params/",
-    *(f"richkd/base/{name}.py" for name in ("files", "errors", "download", "resume", "devices")),
+    *(
+        f"richkd/base/{name}.py"
+        for name in ("files", "errors", "download", "kept", "resume", "devices")
+    ),
     "stages/__init__.py",
     "richkd/losses/__init__.py",
 )

@@ -1,11 +1,22 @@
 """One script a stage: it reads its params, calls richkd and writes its outputs."""
 
 import os
+import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from stages import _signals
+
+if sys.argv[0] == "-m":  # `python -m stages.<name>` is at its beginning, before the long imports
+    _signals.install()
 
 from richkd import params
+from richkd.base import kept
 from richkd.base.errors import InputError
 
 if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
@@ -36,27 +47,25 @@ def run(
             allowed = f"name one of {', '.join(names)}" if choices else "takes no word"
             raise InputError(f"called with {' '.join(words) or 'nothing'}: {allowed}")
         wanted = os.environ.get("RICHKD_PROCESSES", "1")
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise InputError(f"RICHKD_PROCESSES is {wanted!r}: must be a number of processes")
-        if "RANK" in os.environ:
-            if os.environ["RANK"] != "0":
-                sys.stdout = open(os.devnull, "w")
+        if not re.fullmatch("[1-9][0-9]{0,3}", wanted):
+            raise InputError(
+                f"RICHKD_PROCESSES is {wanted[:20]!r}: must be a number of processes, 1 to 9999"
+            )
+        if os.environ.get("RANK", "0") != "0":
+            sys.stdout = open(os.devnull, "w")
             main(*words)
-        elif parallel and (command := os.environ.get("RICHKD_LAUNCH")):
-            params.load()  # one error line, not one from each process
-            try:
-                first, *rest = shlex.split(command)
-            except ValueError:  # a quote is not closed, or there is no word
-                raise InputError(f"RICHKD_LAUNCH is {command!r}: must be a command") from None
-            # `richkd.base.distributed.join` says why.
-            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-            os.execvp(first, [first, *rest, "-m", module(), *words])
-        elif parallel and int(wanted) > 1:
-            params.load()
-            launch(int(wanted), words)
-        else:
-            main(*words)
+            return
+        with kept.lock("-".join([Path(sys.argv[0]).stem, *words])) as lock:
+            kept.remove_recorded(Path("dvc.lock"))
+            command = os.environ.get("RICHKD_LAUNCH")
+            if parallel and "RANK" not in os.environ and (command or wanted != "1"):
+                params.load()  # one error line, not one from each process
+                lock.release()  # the first of the processes takes it
+                launch_by(command, words) if command else launch(int(wanted), words)
+            else:
+                main(*words)
     except (InputError, OSError) as error:
+        _signals.close_bars()
         sys.exit(f"error: {error}")
 
 
@@ -67,11 +76,38 @@ def module() -> str:
     return spec.name
 
 
+def launch_by(command: str, words: list[str]) -> NoReturn:
+    """Become the command, which starts this stage in several processes."""
+    try:
+        first, *rest = shlex.split(command)
+    except ValueError:  # a quote is not closed, or there is no word
+        raise InputError(f"RICHKD_LAUNCH is {command!r}: must be a command") from None
+    # `richkd.base.distributed.join` says why.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    try:
+        os.execvp(first, [first, *rest, "-m", module(), *words])
+    except (OSError, ValueError) as error:  # not there, no program, a NUL in its name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"RICHKD_LAUNCH is {command!r}: {first} does not start: {reason}"
+        ) from None
+
+
 def launch(processes: int, words: list[str]) -> None:
     """This command in several processes, as `torchrun --standalone` starts them."""
+    import psutil
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        for process in psutil.Process().children():
+            process.kill()
+        print(file=sys.stderr)  # ends the line of a progress bar
+        _signals.end(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) == _signals.end:
+            signal.signal(number, stop)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -82,6 +118,7 @@ def launch(processes: int, words: list[str]) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        signals_to_handle="SIGHUP,SIGQUIT",  # torch's handlers print tracebacks
     )
     try:
         elastic_launch(config, sys.executable)("-u", "-m", module(), *words)

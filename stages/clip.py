@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from richkd import engine, params, weights
-from richkd.base import resume
+from richkd.base import kept, resume
 from richkd.base.files import sha256, write_json
 from richkd.clip import zero_shot
 from richkd.clip.training import Captioned, train_clip
@@ -27,6 +27,7 @@ def main() -> None:
     checkpoint = resume.Checkpoint(
         "clip", resume.key(params.to_dict(settings), [INFO, CAPTIONED, __file__])
     )
+    kept.forget("models/clip")
     metrics, made_from, quick_gelu = {}, {INFO: sha256(INFO)}, False
     if wanted.source == "train":
         clip, metrics["loss"] = train(settings, info, tokens_of, device, checkpoint)
@@ -60,7 +61,7 @@ def main() -> None:
     classifier = ZeroShot(network, embeddings, scale, expected)
     weights.save("models/clip/seed0", classifier.state_dict(), record)
     write_json("metrics/train/clip.json", metrics)
-    checkpoint.remove()
+    kept.keep("models/clip", [checkpoint.path])
     print(f"models/clip: a classifier of {len(info.classes)} classes, metrics/train/clip.json")
 
 

@@ -6,6 +6,7 @@ Each process works on its own part of every batch. In a single process `processe
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,9 @@ def join(device: torch.device) -> torch.device:
     A single process reserves a GPU that no other job uses (`richkd.base.devices`). Of several
     processes the first uses the machine's first GPU, the second the second, and so on. Raises
     InputError if a machine has fewer CUDA devices than processes, and if torchrun is set to restart
-    processes in a way that does not work.
+    processes in a way that does not work, or only some of its variables are set.
     """
+    _check_environment()
     # Restarted processes get the old addresses: they fail to connect, or wait for ever.
     # github.com/pytorch/pytorch/issues/135712
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
@@ -60,6 +62,26 @@ def join(device: torch.device) -> torch.device:
         else:
             dist.init_process_group("gloo", timeout=TIMEOUT)
     return device
+
+
+def _check_environment() -> None:
+    """InputError if the variables that torchrun sets are not there together, or are no numbers."""
+    given = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if not given:
+        return
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise InputError(
+                f"{given[0]} is set and {name} is not: start several processes with torchrun or "
+                f"RICHKD_PROCESSES; for a single one unset {' and '.join(given)}"
+            )
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK"):
+        value = os.environ.get(name, "0")
+        if not re.fullmatch("[0-9]{1,5}", value):
+            raise InputError(f"{name} is {value[:20]!r}: must be a number of at most five digits")
+    rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    if rank >= world:
+        raise InputError(f"RANK is {rank}: must be below WORLD_SIZE, {world}")
 
 
 def processes() -> int:

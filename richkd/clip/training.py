@@ -13,7 +13,7 @@ from tqdm import tqdm
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
 from richkd.clip.zero_shot import ClipModel, preprocess
-from richkd.engine import autocast
+from richkd.engine import autocast, divergence
 from richkd.params import ClipTraining
 
 CHECKPOINT_EVERY = 20  # steps
@@ -40,7 +40,7 @@ def train_clip(
     if both images have the same class: with few classes that keeps the logit scale low.
 
     Returns a row `{step, loss}` every 20 steps, with the mean loss of the steps. A killed run goes
-    on from its last row. Raises InputError if the loss is not finite.
+    on from its last row. Raises InputError if the training diverges.
     """
     import open_clip
 
@@ -76,14 +76,26 @@ def train_clip(
         done = step + 1
         if done % CHECKPOINT_EVERY == 0 or done == training.steps:
             mean = (total / (done - recorded)).item()
-            if not math.isfinite(mean):
-                raise InputError(f"clip: the loss is {mean} at step {done}: lower lr")
+            wrong = divergence(network, mean)
+            if not wrong and done == training.steps and not _finite(network, batch, tokens[0]):
+                wrong = "the features are not finite"
+            if wrong:
+                raise InputError(f"clip: diverged by step {done}, {wrong}: lower clip.training.lr")
             progress.set_postfix(loss=f"{mean:.3f}")
             history.append({"step": done, "loss": mean})
             recorded = done
             total.zero_()
             checkpoint.save(history=history, **{k: x.state_dict() for k, x in parts.items()})
     return history
+
+
+@torch.inference_mode()
+def _finite(network: nn.Module, images: Tensor, tokens: Tensor) -> bool:
+    """Whether what the network gives is finite: weights that are finite, but huge, do not."""
+    network.eval()
+    outputs = network(images, tokens)
+    network.train()
+    return all(bool(output.isfinite().all()) for output in outputs)
 
 
 def _optimizer(network: nn.Module, training: ClipTraining) -> tuple[AdamW, OneCycleLR]:

@@ -1,13 +1,16 @@
 """Makes the table of a teacher (`richkd.teachers.table`); a killed run goes on where it stopped."""
 
+import io
+import json
 import math
 import os
 import shutil
 import time
+import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from richkd.base import distributed
+from richkd.base import distributed, kept
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, sha256, write_json
-from richkd.base.resume import FOLDER
+from richkd.base.files import sha256, write_array, write_json
+from richkd.base.kept import FOLDER
 from richkd.data.imagesets import FileSet
 from richkd.data.resident import ResidentSet
 from richkd.engine import Images, out_of_memory, predict
@@ -26,6 +29,7 @@ from richkd.engine import Images, out_of_memory, predict
 SHARD_BYTES = 256_000_000
 HEADER = 128  # bytes of the header of a .npy file of two dimensions
 SAVE_EVERY = 5.0  # seconds; saving takes a tenth of a second
+MARK = np.dtype("<u8")  # of a batch, in the file `done`
 
 
 class Inputs(NamedTuple):
@@ -156,10 +160,12 @@ def _widths(
 
 
 class _Unfinished:
-    """A table while it is made, in a folder of its own, from which it is moved to `folder` at last.
+    """A table while it is made, in a folder of its own, from which `folder` is made at last.
 
-    Its rows are written in batches of one view. The file `done` has a byte for each batch: 1 if the
-    rows are on the disk.
+    Its rows are written in batches of one view. The file `done` has a mark for each batch, which
+    says whether the rows are on the disk, and holds their checksum.
+
+    The folder stays when the table is finished: all its batches are done (`richkd.base.kept`).
     """
 
     def __init__(
@@ -178,27 +184,63 @@ class _Unfinished:
         self.batches = [(view, start) for view in range(self.views) for start in starts]
         rows = self.views * self.images
         self.parts = {name: _Part(self.work, name, rows, *x) for name, x in widths.items()}
-        self.written: list[int] = []  # batches that `save` has not marked as done yet
+        self.written: list[tuple[int, int]] = []  # batches and marks that are not in `done` yet
 
     def begin_or_resume(self, key: str) -> None:
-        """Make the files, unless a killed run of this key has left them."""
-        if self.key_file.exists() and read_json(self.key_file)["key"] == key:
+        """Make the files, unless a killed or finished run of this key has left them whole."""
+        if self._usable(key):
             tqdm.write(f"going on from {self.work}")
             return
+        kept.forget(self.folder)
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         _check_disk(self.work, self.parts)
         for part in self.parts.values():
             part.allocate()
-        self.done_file.write_bytes(bytes(len(self.batches)))
+        with open(self.done_file, "wb") as file:
+            file.write(bytes(MARK.itemsize * len(self.batches)))
+            _to_disk(file)
         write_json(self.key_file, {"key": key})
+
+    def _usable(self, key: str) -> bool:
+        """Whether the work can go on; batches whose rows are damaged are marked to be done again.
+
+        Says in a line what is damaged.
+        """
+        if not self.key_file.exists():  # nothing was begun, or killed while the files were made
+            return False
+        try:
+            if json.loads(self.key_file.read_text())["key"] != key:
+                return False
+            marks = np.fromfile(self.done_file, MARK)
+            whole = self.done_file.stat().st_size == MARK.itemsize * len(self.batches)
+            whole = whole and all(part.whole() for part in self.parts.values())
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if whole:
+            damaged = [int(n) for n in np.flatnonzero(marks) if self._mark(int(n)) != marks[n]]
+            if not damaged:
+                return True
+            # The files of a finished table are those of `folder`, too: they must not be changed.
+            if not (self.work / "cache.json").exists():
+                tqdm.write(f"{self.work}: {len(damaged)} batches are damaged and are done again")
+                marks[damaged] = 0
+                with open(self.done_file, "r+b") as file:
+                    file.write(marks.tobytes())
+                    _to_disk(file)
+                return True
+        tqdm.write(f"{self.work} is damaged: starting anew")
+        return False
+
+    def _mark(self, number: int) -> int:
+        """The mark of a batch whose rows are on the disk."""
+        view, start = self.batches[number]
+        count = min(self.batch_size, self.images - start)
+        return _checksum(x.read(view * self.images + start, count) for x in self.parts.values())
 
     def open(self) -> list[int]:
         """Open the files for writing; the numbers of the batches that this process has to do."""
-        for part in self.parts.values():
-            part.open()
-        self.done = os.open(self.done_file, os.O_WRONLY)
-        before = np.frombuffer(self.done_file.read_bytes(), bool)
+        before = np.fromfile(self.done_file, MARK) != 0
         self.bar = tqdm(
             total=len(self.batches),
             initial=int(before.sum()),
@@ -206,7 +248,11 @@ class _Unfinished:
             unit="image",
             unit_scale=self.batch_size,
         )
+        self.done = os.open(self.done_file, os.O_WRONLY)
         left = np.flatnonzero(~before)[distributed.rank() :: distributed.processes()]
+        if len(left):
+            for part in self.parts.values():
+                part.open()
         return [int(number) for number in left]
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
@@ -221,23 +267,25 @@ class _Unfinished:
         view, start = self.batches[number]
         if event:
             event.synchronize()
-        for name, part in rows.items():
-            if not torch.isfinite(part).all():
+        for name, values in rows.items():
+            if not torch.isfinite(values).all():
                 raise InputError(
-                    f"{self.folder}: the {name} of images {start} to {start + len(part) - 1} are "
+                    f"{self.folder}: the {name} of images {start} to {start + len(values) - 1} are "
                     "not finite, or beyond 65,504, the largest number of the table's 16 bits: "
                     "another teacher?"
                 )
-            self.parts[name].write(view * self.images + start, part.numpy())
-        self.written.append(number)
+        content = {name: rows[name].numpy().tobytes() for name in self.parts}
+        for name, part in self.parts.items():
+            part.write(view * self.images + start, content[name])
+        self.written.append((number, _checksum(content.values())))
         self.bar.update(distributed.processes())
 
     def save(self) -> None:
         """Bring all rows to the disk; then mark their batches as done."""
         for part in self.parts.values():
             part.flush()
-        for number in self.written:
-            os.pwrite(self.done, b"\1", number)
+        for number, mark in self.written:
+            os.pwrite(self.done, mark.to_bytes(MARK.itemsize, "little"), MARK.itemsize * number)
         os.fsync(self.done)
         self.written.clear()
 
@@ -250,18 +298,34 @@ class _Unfinished:
         os.close(self.done)
 
     def finish(self, validation_logits: Tensor, made_from: dict[str, Any]) -> None:
-        """Add the files that describe the table, and move everything to its place."""
-        np.save(self.work / "validation.npy", validation_logits.cpu().numpy())
-        for path in (self.key_file, self.done_file):
-            path.unlink()
+        """Add the files that describe the table, and put all that belongs to it into `folder`."""
+        write_array(self.work / "validation.npy", validation_logits.cpu().numpy())
         classes = validation_logits.shape[1]
         shape = {"views": self.views, "images": self.images, "classes": classes}
         # The fused teacher knows its tables by this file alone: it names what they hold, too.
         content = {path.name: sha256(path) for path in sorted(self.work.glob("*.npy"))}
         write_json(self.work / "cache.json", {**made_from, "shape": shape, "content": content})
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.work.rename(self.folder)
+        self._publish([*content, "cache.json"])
+        kept.keep(self.folder, [self.work])
+
+    def _publish(self, names: Sequence[str]) -> None:
+        """Make `folder` of these files, which stay in the folder of the work, too.
+
+        Links take no space. Where `folder` is on another disk, the files are copied.
+        """
+        part = self.folder.with_name(f".{self.folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            for name in names:
+                try:
+                    os.link(self.work / name, part / name)
+                except OSError:
+                    shutil.copyfile(self.work / name, part / name)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            part.rename(self.folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 class _Part:
@@ -275,6 +339,7 @@ class _Part:
     def __init__(self, folder: Path, name: str, rows: int, width: int, dtype: npt.DTypeLike):
         self.dtype, self.width, self.row = dtype, width, width * np.dtype(dtype).itemsize
         most = max(1, (SHARD_BYTES - HEADER) // self.row)
+        self.most = most
         self.lengths = [min(most, rows - start) for start in range(0, rows, most)]
         self.paths = [folder / f"{name}-{i:03}.npy" for i in range(len(self.lengths))]
         self.files: list[int] = []
@@ -282,24 +347,59 @@ class _Part:
     def allocate(self) -> None:
         """Write the headers, and reserve the space on the disk."""
         for path, length in zip(self.paths, self.lengths):
-            offset = np.lib.format.open_memmap(path, "w+", self.dtype, (length, self.width)).offset
-            assert offset == HEADER
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                with open(path, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            size = HEADER + length * self.row
+            with open(path, "wb") as file:
+                file.write(self._header(length))
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(file.fileno(), 0, size)
+                file.truncate(size)
+                _to_disk(file)
+
+    def _header(self, length: int) -> bytes:
+        header = io.BytesIO()
+        shape = {"descr": np.lib.format.dtype_to_descr(np.dtype(self.dtype))}
+        np.lib.format.write_array_header_1_0(
+            header, {**shape, "fortran_order": False, "shape": (length, self.width)}
+        )
+        assert len(header.getvalue()) == HEADER
+        return header.getvalue()
+
+    def whole(self) -> bool:
+        """Whether all files are there, with their headers and lengths. OSError if one is not."""
+        for path, length in zip(self.paths, self.lengths):
+            with open(path, "rb") as file:
+                header = file.read(HEADER)
+            size = HEADER + length * self.row
+            if path.stat().st_size != size or header != self._header(length):
+                return False
+        return True
 
     def open(self) -> None:
         self.files = [os.open(path, os.O_WRONLY) for path in self.paths]
 
-    def write(self, start: int, rows: npt.NDArray[Any]) -> None:
-        """Write the rows from row `start` on; where a file ends, go on in the next one."""
-        while len(rows):
-            shard, within = divmod(start, self.lengths[0])
-            part = rows[: self.lengths[shard] - within]
-            written = os.pwrite(self.files[shard], part.tobytes(), HEADER + within * self.row)
-            if written < part.nbytes:  # the disk is full, and its space could not be reserved
+    def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Where the rows from row `start` on lie: file, position in it, bytes."""
+        while count:
+            shard, within = divmod(start, self.most)
+            piece = min(count, self.lengths[shard] - within)
+            yield shard, HEADER + within * self.row, piece * self.row
+            start, count = start + piece, count - piece
+
+    def write(self, start: int, content: bytes) -> None:
+        """Write rows from row `start` on; where a file ends, go on in the next one."""
+        for shard, position, size in self._pieces(start, len(content) // self.row):
+            written = os.pwrite(self.files[shard], content[:size], position)
+            if written < size:  # the disk is full, and its space could not be reserved
                 raise InputError(f"{self.paths[shard]} could not be written")
-            start, rows = start + len(part), rows[len(part) :]
+            content = content[size:]
+
+    def read(self, start: int, count: int) -> bytes:
+        """The bytes of the rows from row `start` on."""
+        found = []
+        for shard, position, size in self._pieces(start, count):
+            with open(self.paths[shard], "rb", buffering=0) as file:
+                found.append(os.pread(file.fileno(), size, position))
+        return b"".join(found)
 
     def flush(self) -> None:
         for file in self.files:
@@ -308,6 +408,19 @@ class _Part:
     def close(self) -> None:
         for file in self.files:
             os.close(file)
+
+
+def _checksum(content: Iterable[bytes]) -> int:
+    """The mark of a batch with this content: never 0, which says that the batch is not done."""
+    total = 0
+    for part in content:
+        total = zlib.crc32(part, total)
+    return total | 1 << 32
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _check_disk(folder: Path, parts: dict[str, _Part]) -> None:

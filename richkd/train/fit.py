@@ -23,7 +23,7 @@ from richkd.base import distributed
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
 from richkd.data.resident import ResidentSet
-from richkd.engine import Images, accuracy, autocast, predict
+from richkd.engine import Images, accuracy, autocast, divergence, predict
 from richkd.models import ModelOutput, with_maps
 from richkd.params import Runtime, Training
 from richkd.train.batchnorm import synchronised
@@ -46,11 +46,12 @@ class Sources(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How one model is trained, and where."""
+    """How one model is trained, and where; `lower` names the params to lower if it diverges."""
 
     training: Training
     runtime: Runtime
     seed: int
+    lower: str = "lr"
 
 
 class Run:
@@ -65,11 +66,12 @@ class Run:
     goes on from its checkpoint ends, on a CPU, bit for bit where the unbroken one does. The model
     is left as the last epoch leaves it.
 
-    Each of several processes (`richkd.base.distributed`) trains on its share of every batch; a
-    last batch is cut to a multiple of their number. Gradients, BatchNorm's statistics and CRD's
-    banks are those of the whole batch, so the number of processes changes only that last batch and
-    the rounding, and the learning rate stays as it is. `richkd.train.batchnorm` changes the
-    model's layers for this.
+    A last batch of one image is left out, since BatchNorm needs two. Each of several processes
+    (`richkd.base.distributed`) trains on its share of every batch; a last batch is cut to a
+    multiple of their number. A line says how many images an epoch leaves out. Gradients,
+    BatchNorm's statistics and CRD's banks are those of the whole batch, so the number of processes
+    changes only that last batch and the rounding, and the learning rate stays as it is.
+    `richkd.train.batchnorm` changes the model's layers for this.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Run:
     ):
         """InputError where the batch does not divide among the processes, or graphs cannot be."""
         self.images, self.validation, self.teacher = sources
-        self.training, self.runtime, self.seed = plan
+        self.training, self.runtime, self.seed, self.lower = plan
         self.device = self.images.device
         self.model = synchronised(model, self.device)
         self.objective, self.checkpoint, self.title = objective, checkpoint, title
@@ -94,8 +96,16 @@ class Run:
                 f"{distributed.processes()} processes: choose another batch_size"
             )
         full, rest = divmod(len(self.images), self.batch_size)
-        # With fewer images than processes the last batch gives some process nothing: it is dropped.
-        self.steps = full + (rest >= distributed.processes())
+        # With fewer images than processes the last batch gives some process nothing.
+        self.rest = rest - rest % distributed.processes() if rest > 1 else 0
+        self.steps = full + (self.rest > 0)
+        if self.rest < rest:
+            reason = f"does not divide among {distributed.processes()} processes"
+            tqdm.write(
+                f"{title}: each epoch leaves out {rest - self.rest} of {len(self.images)} images, "
+                f"not always the same: its last batch has {rest} and "
+                + ("BatchNorm needs two" if rest == 1 else reason)
+            )
 
         cuda = self.device.type == "cuda"
         self.graphs = self._graphs_wanted()
@@ -191,12 +201,12 @@ class Run:
         self.draw.manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=self.draw, device=self.device)
         view_ids = self.images.views.sample(len(order), self.draw)
-        rank, processes = distributed.rank(), distributed.processes()
+        whole = len(order) - len(order) % self.batch_size + self.rest
+        order, view_ids = order[:whole], view_ids[:whole]
         batches = []
         for batch in zip(order.split(self.batch_size), view_ids.split(self.batch_size)):
-            share = len(batch[0]) // processes
-            if share:
-                batches.append(tuple(part[rank * share :][:share] for part in batch))
+            share = len(batch[0]) // distributed.processes()
+            batches.append(tuple(part[distributed.rank() * share :][:share] for part in batch))
         return batches
 
     def _step(self, ids: Tensor, view_ids: Tensor) -> None:
@@ -243,20 +253,28 @@ class Run:
         self.sums.zero_()
         self.history.append({"epoch": epoch + 1, **dict(zip(self.names, means))})
         row, epochs = self.history[-1], self.training.epochs
-        if not math.isfinite(row["loss"]):
-            raise InputError(
-                f"{self.title}: the loss is {row['loss']} in epoch {epoch + 1}: lower lr"
-            )
+        self._refuse(divergence(self.model, row["loss"]))
         if distributed.rank() > 0:
             return
         due = (epoch + 1) % max(1, epochs // VALIDATIONS) == 0 or epoch + 1 == epochs
         images, labels = self.validation
+        if due:
+            # Weights that are finite, but huge, give answers that are not.
+            probed = images if len(labels) else _any_image(images)
+            logits, _ = predict(self.model, probed, 100, self.runtime.precision)
+            self._refuse(None if logits.isfinite().all() else "the logits are not finite")
         if due and len(labels):
-            logits, _ = predict(self.model, images, 100, self.runtime.precision)
             row["validation_accuracy"] = accuracy(logits, labels)
             progress.set_postfix(validation_accuracy=f"{row['validation_accuracy']:.3f}")
         states = {name: part.state_dict() for name, part in self._state().items()}
         self.checkpoint.save(history=self.history, **states)
+
+    def _refuse(self, wrong: str | None) -> None:
+        """InputError if something is wrong after the last epoch of the history."""
+        if wrong:
+            raise InputError(
+                f"{self.title}: diverged in epoch {len(self.history)}, {wrong}: lower {self.lower}"
+            )
 
 
 def fit(runs: Sequence[Run]) -> None:
@@ -272,6 +290,12 @@ def fit(runs: Sequence[Run]) -> None:
             with torch.cuda.stream(run.stream):  # None on a CPU, and without effect
                 if next(steps, ahead) is ahead:  # no step is left
                     ahead.remove(turn)
+
+
+def _any_image(like: Images) -> Tensor:
+    """One image with a value of the usual range in each pixel, (1, 3, H, W)."""
+    shape = like.shape[1:]
+    return torch.linspace(-2, 2, math.prod(shape), device=like.device).view(1, *shape)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

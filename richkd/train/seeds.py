@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from richkd import engine, models
-from richkd.base import distributed, resume
+from richkd.base import distributed, kept, resume
 from richkd.base.files import sha256
 from richkd.classifiers import Loaded, save_classifier
 from richkd.data import imagesets
@@ -50,6 +50,14 @@ class Job(NamedTuple):
     params: Any
     inputs: Sequence[Path | str]
 
+    @property
+    def lower(self) -> str:
+        """The params to lower if the training diverges."""
+        if self.name == "teacher":
+            return "teacher.lr"
+        terms = f", or the weights in distill.variants.{self.name}"
+        return "student.lr" + (terms if self.name != "ce" else "")
+
 
 class TrainingData:
     """The training and validation images, for the device."""
@@ -86,8 +94,10 @@ def train_seeds(
     """
     key = resume.key([job.name, to_dict(job.params)], [*DATA, *job.inputs])
     first = distributed.rank() == 0
+    folder = Path("models", job.name)
     if first:
-        shutil.rmtree(f"models/{job.name}", ignore_errors=True)  # no seeds of an earlier run stay
+        shutil.rmtree(folder, ignore_errors=True)  # no seeds of an earlier run stay
+        kept.forget(folder)
     results: dict[str, dict[str, float]] = {}
     curves: list[pd.DataFrame] = []
     checkpoints: list[resume.Checkpoint] = []
@@ -108,9 +118,8 @@ def train_seeds(
     distributed.wait()  # all have read the checkpoints
     if first:
         write(job.name, results, pd.concat(curves))
-        for checkpoint in checkpoints:
-            checkpoint.remove()
-        print(f"models/{job.name}: {len(job.seeds)} × {job.training.arch}")
+        kept.keep(folder, [checkpoint.path for checkpoint in checkpoints])
+        print(f"{folder}: {len(job.seeds)} × {job.training.arch}")
 
 
 def _prepare(
@@ -132,7 +141,7 @@ def _prepare(
         model,
         objective.to(data.device),
         Sources(images, data.validation, own),
-        Plan(job.training, data.runtime, seed),
+        Plan(job.training, data.runtime, seed, job.lower),
         resume.Checkpoint(f"{job.name}-seed{seed}", key),
         f"{job.name} seed {seed}",
     )

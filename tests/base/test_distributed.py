@@ -1,6 +1,8 @@
 """Two processes train as one would."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import socket
 from unittest import mock
@@ -139,9 +141,14 @@ def worker(rank, port, folder):
         prepare(data, model, objective, dataclasses.replace(TRAINING, batch_size=31))
     split = Split(np.zeros((9, 8, 8, 3), np.uint8), np.arange(9) % 2)
     nine = ResidentSet(split, data.preprocessing, data.views, CPU)
-    run = prepare(nine, model, objective, dataclasses.replace(TRAINING, batch_size=4))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run = prepare(nine, model, objective, dataclasses.replace(TRAINING, batch_size=4))
     shares = [ids for ids, _ in run._batches(0)]
-    found = results, logits, (run.steps, shares), str(caught.value), layers
+    with contextlib.redirect_stdout(printed):
+        six = dataclasses.replace(TRAINING, batch_size=6)
+        shares += [ids for ids, _ in prepare(nine, model, objective, six)._batches(0)]
+    found = results, logits, (run.steps, shares, printed.getvalue()), str(caught.value), layers
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -218,10 +225,16 @@ def test_a_batch_that_does_not_divide_is_refused(ranks):
 
 
 def test_a_last_batch_with_fewer_images_than_processes_is_dropped(ranks):
-    (steps, first), (others, second) = (found for *_, found, _, _ in ranks)
+    (steps, first, said), (others, second, _) = (found for *_, found, _, _ in ranks)
     assert steps == others == 2
-    assert [len(ids) for ids in first] == [len(ids) for ids in second] == [2, 2]
-    assert len(torch.cat(first + second).unique()) == 8  # of nine images, none twice
+    # Two batches of four of the nine images; then one of six and the last, of three, cut to two.
+    assert [len(ids) for ids in first] == [len(ids) for ids in second] == [2, 2, 3, 1]
+    for batches in (slice(2), slice(2, 4)):
+        assert len(torch.cat(first[batches] + second[batches]).unique()) == 8  # none twice
+    one, two = said.splitlines()
+    assert one.endswith("its last batch has 1 and BatchNorm needs two")
+    assert two.startswith("test: each epoch leaves out 1 of 9 images, not always the same: ")
+    assert two.endswith("its last batch has 3 and does not divide among 2 processes")
 
 
 def test_in_a_single_process_nothing_changes():
@@ -237,6 +250,36 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="process 3 of this machine finds only 2 CUDA devices"):
         distributed.join(torch.device("cuda"))
+
+
+TOGETHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"RANK": None},
+            "WORLD_SIZE is set and RANK is not: start several processes with torchrun",
+        ),
+        ({"WORLD_SIZE": None}, "RANK is set and WORLD_SIZE is not: .* for a single one unset RANK"),
+        ({"MASTER_ADDR": None}, "RANK is set and MASTER_ADDR is not: .* unset RANK and WORLD_SIZE"),
+        ({"MASTER_PORT": None}, "RANK is set and MASTER_PORT is not"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '9{20}': must be a number of at most five"),
+        ({"RANK": ""}, "RANK is '': must be a number"),
+        ({"RANK": "-1"}, "RANK is '-1': must be a number"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x': must be a number"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x': must be a number"),
+        ({"RANK": "1"}, "RANK is 1: must be below WORLD_SIZE, 1"),
+    ],
+)
+def test_variables_that_torchrun_would_not_set_are_one_line(monkeypatch, changes, said):
+    for name, value in (TOGETHER | changes).items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        distributed.join(torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
 
 
 def test_restarts_with_old_addresses_are_refused(monkeypatch):

@@ -1,10 +1,24 @@
 """Real kills: the next run goes on from the last epoch or shard, and ends in the same bytes."""
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import psutil
 import pytest
-from pipeline import ENVIRONMENT, clone, command, content, edit, hashes, kill, stage, started
+from pipeline import (
+    ENVIRONMENT,
+    clone,
+    command,
+    content,
+    edit,
+    hashes,
+    kill,
+    stage,
+    stages_run,
+    started,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +40,51 @@ def test_killed_and_run_again_ends_the_same(reproduced: Path, tmp_path: Path) ->
     assert hashes(folder) == unbroken
 
 
+def test_killed_before_dvc_has_recorded_a_finished_stage(reproduced: Path, tmp_path: Path) -> None:
+    """The stage runs again, and takes what it has finished: no step and no batch is done twice."""
+    folder = clone(tmp_path / "clone")
+    moments = [
+        ("teacher", "finished-models-teacher.json", "teacher-seed0.pt"),
+        ("clip", "finished-models-clip.json", "clip.pt"),
+        ("cache@teacher", "finished-cache-teacher.json", "cache-teacher/logits-000.npy"),
+        ("distill@LF", "finished-models-LF.json", "LF-seed1.pt"),
+    ]
+    for target, finished, source in moments:
+        kill(started(folder, finished, "dvc", "repro", "distill@LF"))
+        before = (folder / ".resume" / source).stat()
+        again = command(folder, "dvc", "repro", "-s", target)
+        assert stages_run(again) == {target} and "going on from .resume/" in again
+        after = (folder / ".resume" / source).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    unbroken = {path: x for path, x in hashes(reproduced).items() if "/LF/" in path}
+    assert hashes(folder) == unbroken
+    command(folder, "dvc", "repro", "evaluate@LF")
+    assert [path.name for path in (folder / ".resume").iterdir()] == ["locks"]
+
+
+def test_ctrl_c_in_two_processes_is_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a terminal sends it: to all processes at once; SIGTERM to the first one alone."""
+    monkeypatch.setitem(ENVIRONMENT, "GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setitem(ENVIRONMENT, "RICHKD_PROCESSES", "2")
+    edit(copy, "student.epochs", 30)  # time to be interrupted in
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        shutil.rmtree(copy / ".resume")
+        run = started(copy, "LF-seed0.pt", "python", "-m", "stages.distill", "LF")
+        processes = psutil.Process(run.pid).children()
+        assert len(processes) == 2
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(run.pid, number)
+        assert run.wait(timeout=60) == code
+        log = (copy / "log").read_text()
+        assert log.endswith("\ninterrupted; the same command goes on\n")
+        assert "Traceback" not in log and "Error" not in log and log.count("interrupted") == 1
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert not alive
+    result = stage(copy, "stages.distill", "LF")
+    assert result.returncode == 0, result.stderr
+    assert "going on from .resume/LF-seed0.pt" in result.stdout
+
+
 def test_one_of_two_processes_dies(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job ends when one process dies, and the next run ends in the bytes of an unbroken one."""
     monkeypatch.setitem(ENVIRONMENT, "GLOO_SOCKET_IFNAME", "lo")
@@ -43,5 +102,6 @@ def test_one_of_two_processes_dies(copy: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("going on from .resume/LF-seed1.pt") == 1  # process 0 alone prints
     resumed = content(copy / "models/LF")
+    shutil.rmtree(copy / ".resume")
     assert stage(copy, "stages.distill", "LF").returncode == 0
     assert content(copy / "models/LF") == resumed

@@ -1,7 +1,10 @@
 """Making a cache: in one go, in shards, after a kill, by two processes; and what is refused."""
 
 import errno
+import hashlib
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from tables import VALIDATION, build, shards, table
 from torch import nn
 
 from richkd import models
-from richkd.base import distributed
+from richkd.base import distributed, kept
 from richkd.base.errors import InputError
 from richkd.base.files import sha256
 from richkd.models import ModelOutput
@@ -51,7 +54,6 @@ def test_a_killed_build_goes_on_where_it_stopped(here, teacher, data, killed_aft
     # 2 batches.
     assert len(calls) == 1 + 18 * 6 - 39 + 2
     assert content("broken") == content("whole")
-    assert not list(caching.FOLDER.iterdir())
 
 
 @pytest.mark.parametrize("calls", [0, 109, 110])  # before all, before validation, within it
@@ -63,6 +65,156 @@ def test_a_build_killed_anywhere_ends_where_the_unbroken_one_does(
         build("broken", teacher, data)
     build("broken", teacher, data)
     assert content("broken") == content("whole")
+
+
+def calls_of(teacher, work):
+    """How often the teacher is called in `work`."""
+    calls = []
+    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        work()
+    finally:
+        handle.remove()
+    return len(calls)
+
+
+ALL = 1 + 18 * 6 + 2  # calls: for the widths, of 18 views of 6 batches, of the validation images
+DONE = 39  # batches that a build killed after 40 calls has done
+WORK = caching.FOLDER / "cache-x"
+
+
+def overwrite(path, position, content):
+    with open(path, "r+b") as file:
+        file.seek(position)
+        file.write(content)
+
+
+def cut(name, size):
+    return lambda: os.truncate(WORK / name, size)
+
+
+DAMAGE = {
+    "done is empty": cut("done", 0),
+    "done is short": cut("done", 8 * 50),
+    "done is long": cut("done", 8 * 200),
+    "done is missing": lambda: (WORK / "done").unlink(),
+    "a shard is empty": cut("logits-000.npy", 0),
+    "a shard is short": cut("features-000.npy", 400),
+    "a shard is long": cut("features-000.npy", 10**6),
+    "a shard is missing": lambda: (WORK / "features-000.npy").unlink(),
+    "a header is another one": lambda: overwrite(WORK / "logits-000.npy", 20, b"<f4"),
+    "the key is empty": cut("progress.json", 0),
+    "the key is cut": cut("progress.json", 5),
+    "the key is no text": lambda: overwrite(WORK / "progress.json", 0, b"\xff\xfe"),
+    "the key is no mapping": lambda: (WORK / "progress.json").write_text("3"),
+    "the key is missing there": lambda: (WORK / "progress.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_not_whole_starts_anew_and_that_is_said(
+    here, teacher, data, killed_after, capsys, name
+):
+    build("whole", teacher, data)
+    with killed_after(teacher, DONE + 1):
+        build("x", teacher, data)
+    DAMAGE[name]()
+    capsys.readouterr()
+    assert calls_of(teacher, lambda: build("x", teacher, data)) == ALL
+    assert f"{WORK} is damaged: starting anew\n" in capsys.readouterr().out
+    assert content("x") == content("whole")
+
+
+ROW = 64 * 2  # bytes of a row of features
+BATCHES = {
+    "a flipped bit": (lambda: overwrite(WORK / "features-000.npy", caching.HEADER + 7, b"~"), 1),
+    "a row of zeros": (
+        lambda: overwrite(WORK / "features-000.npy", caching.HEADER + 22 * ROW, bytes(ROW)),
+        1,
+    ),
+    "another checksum": (lambda: overwrite(WORK / "done", 8, b"\0\0"), 1),
+    "two batches": (lambda: overwrite(WORK / "logits-000.npy", caching.HEADER, bytes(8 * 5)), 2),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_damaged_batches_are_done_again_and_that_is_said(
+    here, teacher, data, killed_after, capsys, name
+):
+    build("whole", teacher, data)
+    with killed_after(teacher, DONE + 1):
+        build("x", teacher, data)
+    damage, count = BATCHES[name]
+    damage()
+    capsys.readouterr()
+    assert calls_of(teacher, lambda: build("x", teacher, data)) == ALL - DONE + count
+    assert f"{WORK}: {count} batches are damaged and are done again\n" in capsys.readouterr().out
+    assert content("x") == content("whole")
+
+
+def test_a_finished_table_is_taken_again_until_it_is_recorded(here, teacher, data, capsys):
+    build("x", teacher, data)
+    made = content("x")
+    assert Path("cache/x/logits-000.npy").samefile(WORK / "logits-000.npy")  # takes no space
+    shutil.rmtree("cache/x")  # as DVC does before it runs a stage
+    assert calls_of(teacher, lambda: build("x", teacher, data)) == 1 + 2
+    assert content("x") == made
+    assert f"going on from {WORK}\n" in capsys.readouterr().out
+    files = {name: hashlib.md5(content).hexdigest() for name, content in made.items()}
+    entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    recorded = hashlib.md5(json.dumps(entries).encode()).hexdigest()
+    Path("dvc.lock").write_text(f"      md5: {recorded}.dir\n")
+    os.utime("dvc.lock", (2**32, 2**32))
+    kept.remove_recorded(Path("dvc.lock"))
+    assert content("x") == made and not list(caching.FOLDER.iterdir())
+
+
+def test_a_finished_table_that_is_damaged_is_made_anew_and_its_links_stay(
+    here, teacher, data, capsys
+):
+    build("x", teacher, data)
+    made = content("x")
+    os.link("cache/x/logits-000.npy", "linked")  # as DVC's cache may do
+    overwrite("linked", caching.HEADER, b"~")
+    damaged = Path("linked").read_bytes()
+    assert calls_of(teacher, lambda: build("x", teacher, data)) == ALL
+    assert f"{WORK} is damaged: starting anew\n" in capsys.readouterr().out
+    assert content("x") == made and Path("linked").read_bytes() == damaged
+
+
+def test_a_table_whose_last_step_fails_is_not_lost(here, teacher, data, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    build("whole", teacher, data)
+    with monkeypatch.context() as patched:
+        patched.setattr(caching, "write_array", full)  # the first of the last steps
+        with pytest.raises(OSError, match="No space left"):
+            build("x", teacher, data)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", full)  # the last one
+        with pytest.raises(OSError, match="No space left"):
+            build("x", teacher, data)
+    assert calls_of(teacher, lambda: build("x", teacher, data)) == 1 + 2
+    assert content("x") == content("whole")
+
+
+def test_a_table_on_another_disk_is_copied(here, teacher, data, monkeypatch):
+    def elsewhere(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    build("whole", teacher, data)
+    monkeypatch.setattr(caching.os, "link", elsewhere)
+    build("x", teacher, data)
+    assert content("x") == content("whole")
+    assert sorted(path.name for path in Path("cache").iterdir()) == ["whole", "x"]
+    with monkeypatch.context() as patched:
+        patched.setattr(caching.shutil, "copyfile", elsewhere)
+        with pytest.raises(OSError):
+            build("x", teacher, data)
+    # The older table stays, and nothing half-made.
+    assert content("x") == content("whole")
+    assert sorted(path.name for path in Path("cache").iterdir()) == ["whole", "x"]
 
 
 def test_another_experiment_never_goes_on(here, teacher, data, killed_after):

@@ -170,6 +170,46 @@ def test_more_images_a_batch_than_there_are(here, data):
     assert run(network(), Objective(), data, training(batch_size=64, epochs=1))[0]["epoch"] == 1
 
 
+class Pooled(nn.Module):
+    """Its BatchNorm sees maps of one pixel, and refuses a single image."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 4)
+        self.lengths = []
+
+    def forward(self, images):
+        if self.training:
+            self.lengths.append(len(images))
+        features = self.norm(images.mean((2, 3), keepdim=True)).flatten(1)
+        return ModelOutput(self.head(features), features)
+
+
+@pytest.mark.parametrize("batch_size", [7, 21])
+def test_a_last_batch_of_one_image_is_left_out_and_that_is_said(here, data, capsys, batch_size):
+    model, how = Pooled(), training(epochs=2, batch_size=batch_size, milestones=(1,))
+    prepared = prepare(model, Objective(), data, how)
+    said = (
+        "test: each epoch leaves out 1 of 22 images, not always the same: "
+        "its last batch has 1 and BatchNorm needs two\n"
+    )
+    assert said in capsys.readouterr().out and not model.lengths  # said before the first step
+    fit([prepared])
+    assert model.lengths == [batch_size] * (2 * 21 // batch_size)
+    left_out = []
+    for epoch in range(2):
+        ids = torch.cat([ids for ids, _ in prepared._batches(epoch)])
+        assert len(ids.unique()) == len(ids) == 21
+        left_out.append(sum(range(22)) - int(ids.sum()))
+    assert left_out[0] != left_out[1]
+
+
+def test_longer_last_batches_are_whole_and_nothing_is_said(here, data, capsys):
+    model = Pooled()
+    run(model, Objective(), data, training(epochs=1, batch_size=20))
+    assert model.lengths == [20, 2] and "leaves out" not in capsys.readouterr().out
+
+
 def test_bf16_trains_and_keeps_losses_and_weights_in_32_bits(here, data):
     model = network()
     objective = fused_objective(data)
@@ -252,14 +292,38 @@ class Breaks(Objective):
 
 def test_a_broken_epoch_is_an_error_and_leaves_no_checkpoint(here, data):
     checkpoint = Checkpoint("run", "key")
-    with pytest.raises(InputError, match="test: the loss is nan in epoch 1: lower lr"):
+    with pytest.raises(InputError, match="test: diverged in epoch 1, the loss is nan: lower lr"):
         run(network(), Breaks(0), data)
     assert checkpoint.load(CPU) is None
-    with pytest.raises(InputError, match="test: the loss is nan in epoch 3: lower lr"):
+    with pytest.raises(InputError, match="test: diverged in epoch 3, the loss is nan: lower lr"):
         run(network(), Breaks(7), data)
     state = checkpoint.load(CPU)
     assert [row["epoch"] for row in state["history"]] == [1, 2]
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("lr", "wrong"), [(1e38, "the logits are not finite"), (1e45, "the weights are not finite")]
+)
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_model_that_the_last_step_broke_is_an_error_and_not_saved(
+    here, data, lr, wrong, validation
+):
+    how = training(epochs=1, batch_size=22, lr=lr, schedule="step")  # a single step
+    broken = prepare(network(), Objective(), data, how)
+    if not validation:
+        broken.validation = tuple(part[:0] for part in broken.validation)
+    with pytest.raises(InputError, match=f"test: diverged in epoch 1, {wrong}: lower lr"):
+        fit([broken])
+    assert Checkpoint("run", "key").load(CPU) is None
+
+
+def test_without_validation_images_a_sound_model_is_kept(here, data):
+    sound = prepare(network(), Objective(), data)
+    sound.validation = tuple(part[:0] for part in sound.validation)
+    fit([sound])
+    assert "validation_accuracy" not in sound.history[-1]
+    assert len(Checkpoint("run", "key").load(CPU)["history"]) == 4
 
 
 # --- side by side, and how a step runs ----------------------------------------------------------
