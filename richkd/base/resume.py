@@ -50,8 +50,9 @@ class Checkpoint:
 
     def save(self, **state: Any) -> None:
         """Write the state; an older one of the same name is replaced."""
-        with replacing(self.path) as part:
-            torch.save({"key": self.key, **state}, part)
+        # Through Python's file, whose error says what the system says; torch's own does not.
+        with replacing(self.path) as part, open(part, "wb") as file:
+            torch.save({"key": self.key, **state}, file)
 
     def remove(self) -> None:
         """Delete the file, once the work is done."""

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from richkd.base import distributed
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, sha256, write_json
+from richkd.base.files import sha256, write_array, write_json
+from richkd.base.records import read_json
 from richkd.base.resume import FOLDER
 from richkd.data.imagesets import FileSet
 from richkd.data.resident import ResidentSet
@@ -251,7 +252,7 @@ class _Unfinished:
 
     def finish(self, validation_logits: Tensor, made_from: dict[str, Any]) -> None:
         """Add the files that describe the table, and move everything to its place."""
-        np.save(self.work / "validation.npy", validation_logits.cpu().numpy())
+        write_array(self.work / "validation.npy", validation_logits.cpu().numpy())
         for path in (self.key_file, self.done_file):
             path.unlink()
         classes = validation_logits.shape[1]

@@ -151,6 +151,7 @@ def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
         num_classes=data.num_classes,
         params=to_dict(job.params),
         seed=run.seed,
+        saved_together=[f"seed{seed}" for seed in job.seeds],
         data={path: sha256(path) for path in DATA},
         metrics=result,
     )

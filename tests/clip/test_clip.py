@@ -145,6 +145,8 @@ def save(model, path, center=None):
         "scale": model.scale,
         "input": INPUT._asdict(),
         "center": center and center._asdict(),
+        "prompts": ["a photo of {}"],
+        **weights.provenance(CPU),
     }
     weights.save(path, model.state_dict(), record)
     return record
@@ -175,8 +177,9 @@ def test_a_saved_classifier_knows_how_files_are_cut_for_it(tmp_path):
 def test_weights_of_another_clip_are_refused(tmp_path):
     record = save(zero_shot(), tmp_path / "seed0")
     record["embed_dim"] = record["model"]["embed_dim"] = 8
+    (tmp_path / "seed0.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"another model: classifier is \(4, 16\) there, \(4, 8\)"):
-        clip.load_zero_shot(tmp_path / "seed0", record)
+        classifiers.load_classifier(tmp_path / "seed0", CPU)
 
 
 # --- training -----------------------------------------------------------------------------------

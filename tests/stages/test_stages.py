@@ -33,7 +33,8 @@ import stages.prepare
 import stages.teacher
 from richkd import models, params
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, sha256, write_array, write_json
+from richkd.base.files import sha256, write_array, write_json
+from richkd.base.records import read_json
 from richkd.data import cifar_c, corrupted
 from richkd.data import folder as folders
 from richkd.data.corruptions import corrupt
