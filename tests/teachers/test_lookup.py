@@ -357,9 +357,37 @@ def test_a_cache_in_shards_is_used_as_one_in_a_file(small_shards, made, teacher,
 
 
 def test_shards_are_read_in_order_beyond_a_thousand(here):
-    for number in (999, 1000, 101, 2):
-        np.save(f"x-{number:03}.npy", np.full((1, 1), number))
-    assert [int(x[0, 0]) for x in lookup._mapped(here, "x")] == [2, 101, 999, 1000]
+    names = [f"features-{number:03}.npy" for number in (999, 1000, 101, 2)]
+    for number, name in zip((999, 1000, 101, 2), names):
+        np.save(name, np.full((1, 1), number, np.float16))
+    shape = {"views": 1, "images": 4, "classes": 2}
+    record = {"shape": shape, "top k": None, "content": dict.fromkeys(names, "hash")}
+    shards = lookup._mapped(here, "features", record)
+    assert [int(x[0, 0]) for x in shards] == [2, 101, 999, 1000]
+
+
+def test_a_table_that_is_not_whole_is_refused_by_name(made, data, small_shards, teacher):
+    made_from = lookup.identity(Path("models/clip/seed0"), data.views, "all", None)
+    build("clip", teacher, data, made_from=made_from, key="small")
+    opened(data)
+    path = Path("cache/clip/logits-001.npy")
+    whole = path.read_bytes()
+    rows = np.load(path)
+    for change, said in {
+        "gone": "logits-001.npy could not be read: No such file",
+        "cut": "logits-001.npy is not whole",
+        "shorter": "cache/clip has not the 396 rows of logits that its cache.json says",
+        "wider": r"logits-001.npy holds float16 \(80, 5\): must be float16 \(any, 4\)",
+        "doubles": r"logits-001.npy holds float64 \(80, 4\): must be float16 \(any, 4\)",
+    }.items():
+        path.unlink(missing_ok=True)
+        if change == "cut":
+            path.write_bytes(whole[:-1])
+        elif change != "gone":
+            changed = {"shorter": rows[1:], "wider": np.pad(rows, ((0, 0), (0, 1)))}
+            np.save(path, changed.get(change, rows.astype(float)))
+        with pytest.raises(InputError, match=said):
+            opened(data)
 
 
 # --- the largest logits alone -------------------------------------------------------------------
