@@ -68,7 +68,8 @@ def read_csv(path: Path | str, columns: Mapping[str, Any], key: Sequence[str] = 
     import pandas as pd  # most stages read no table, and the import takes a third of a second
 
     with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("error")  # a row too long for the header is only warned of
+        # That rows are longer than the header is only warned of.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
         table = pd.read_csv(path, index_col=False)
     for name, kind in columns.items():
         if name not in table:
@@ -92,7 +93,7 @@ def read_array(
     `dtypes` and `shape` as in `check_array`. With `finite` the numbers are read once, and checked.
     Raises InputError if the file cannot be read, is damaged, or holds another array.
     """
-    with reading(path):
+    with reading(path), np.errstate(over="raise"):
         # Mapped first: a header that declares more than the file holds takes no memory.
         mapped: Array = np.lib.format.open_memmap(path, mode=mode or "r")
         array = np.asarray(mapped) if mode else np.array(mapped)

@@ -80,7 +80,7 @@ def read_logits(
     damaged, has another shape, or belongs to other classes.
     """
     path = f"predictions/{name}/{part}.npy"
-    logits = read_array(path, "float16 float32", shape, mode)
+    logits = read_array(path, "float16 float32 float64", shape, mode)
     if not len(logits) or not logits.shape[-1]:
         raise InputError(f"{path} holds {logits.shape}: must be of at least one seed and class")
     if labels is not None and len(labels) and labels.max() >= logits.shape[-1]:
