@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from richkd import params
 from richkd.base.errors import InputError
+from richkd.base.files import remove_unfinished
 
 if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
     os.environ["TQDM_DISABLE"] = "1"
@@ -35,6 +36,7 @@ def run(
         if len(words) != bool(choices) or not set(words) <= set(names):
             allowed = f"name one of {', '.join(names)}" if choices else "takes no word"
             raise InputError(f"called with {' '.join(words) or 'nothing'}: {allowed}")
+        remove_unfinished()
         wanted = os.environ.get("RICHKD_PROCESSES", "1")
         if not wanted.isdecimal() or int(wanted) < 1:
             raise InputError(f"RICHKD_PROCESSES is {wanted!r}: must be a number of processes")

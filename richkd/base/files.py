@@ -70,9 +70,7 @@ def remove_unfinished() -> None:
                     part.unlink(missing_ok=True)  # another process may remove it at the same time
                     removed.append(part)
     if removed:
-        print(
-            f"removed what killed runs had not finished: {len(removed)} files, {removed[0]} first"
-        )
+        print(f"unfinished files of killed runs are removed: {len(removed)}, {removed[0]} first")
 
 
 def _host() -> str:

@@ -101,8 +101,11 @@ def save_split(path: Path | str, split: Split | Manifest) -> None:
         save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, part)
 
 
-def load_split(path: Path | str) -> Split | Manifest:
-    """Read what `save_split` wrote. InputError if the file is damaged."""
+def load_split(path: Path | str, classes: int | None = None) -> Split | Manifest:
+    """Read what `save_split` wrote. InputError if the file is damaged.
+
+    With the number of `classes` a label of none of them is refused, too.
+    """
     tensors = read_safetensors(path)
     kinds = MANIFEST if "files" in tensors else SPLIT
     if others := sorted(kinds.keys() ^ tensors.keys()):
@@ -114,6 +117,8 @@ def load_split(path: Path | str) -> Split | Manifest:
         check_array(f"{path}: {name}", tensors[name], dtype, (length, *shape))
     if len(labels) and labels.min() < 0:
         raise InputError(f"{path} has the label {labels.min()}: must be 0 or more")
+    if classes is not None and len(labels) and labels.max() >= classes:
+        raise InputError(f"{path} has the label {labels.max()}: must be below {classes}")
     if "files" not in tensors:
         return Split(**tensors)
     root, *paths = os.fsdecode(tensors.pop("files").tobytes()).split("\0")

@@ -61,7 +61,8 @@ class TrainingData:
         self.num_classes = len(info.classes)
         self.preprocessing = Preprocessing(info.mean, info.std, Center.of(views))
         train, validation = (
-            load_split(f"data/{name}.safetensors") for name in ("train", "validation")
+            load_split(f"data/{name}.safetensors", self.num_classes)
+            for name in ("train", "validation")
         )
         self.train = imagesets.for_training(train, self.preprocessing, views, self.device)
         self.validation = (

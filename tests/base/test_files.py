@@ -198,7 +198,7 @@ def test_what_killed_runs_left_is_removed_and_counted(here, capsys):
     assert len(list(here.rglob("*.part"))) == 3
     remove_unfinished()
     assert not list(here.rglob("*.part"))
-    assert "removed what killed runs had not finished: 3 files" in capsys.readouterr().out
+    assert "unfinished files of killed runs are removed: 3, m" in capsys.readouterr().out
     remove_unfinished()
     assert capsys.readouterr().out == ""
 

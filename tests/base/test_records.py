@@ -368,6 +368,13 @@ def test_the_image_counts_of_a_split_agree(here):
         assert name in refused(lambda: load_split("data/x.safetensors"), "data/x.safetensors")
 
 
+def test_a_label_of_no_class_is_refused(here):
+    save_split("data/x.safetensors", IMAGES)
+    assert len(load_split("data/x.safetensors", 4).labels) == 4
+    with pytest.raises(InputError, match="x.safetensors has the label 3: must be below 3"):
+        load_split("data/x.safetensors", 3)
+
+
 def test_logits_of_other_classes_are_refused(here):
     write_array("predictions/x/test.npy", np.zeros((1, 4, 2), np.float32))
     with pytest.raises(InputError, match="test.npy has 2 classes, there is a label 2"):
