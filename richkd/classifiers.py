@@ -1,15 +1,35 @@
 """Classifiers on disk, and zero-shot CLIP: from a record to a model in eval mode, and back."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from richkd import models, weights
-from richkd.base.files import read_json
-from richkd.clip.zero_shot import load_zero_shot
+from richkd.base.errors import InputError
+from richkd.base.records import read_json
+from richkd.clip.zero_shot import ClipRecord, load_zero_shot
 from richkd.data.views import Center, Preprocessing
+from richkd.model_records import Mean, ModelRecord, RecordedCenter, Sd
+
+# More is no number of classes, but a damaged record, and would ask for too much memory.
+MOST_CLASSES = 100_000
+
+
+class ClassifierRecord(ModelRecord):
+    """The record of a classifier, as `save_classifier` writes it."""
+
+    kind: Literal["classifier"]
+    arch: str
+    num_classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)]
+    mean: Mean
+    std: Sd
+    center: RecordedCenter | None
+
+
+Record = Annotated[ClassifierRecord | ClipRecord, Field(discriminator="kind")]
 
 
 class Loaded(NamedTuple):
@@ -19,18 +39,27 @@ class Loaded(NamedTuple):
     preprocessing: Preprocessing
 
 
+def load_record(path: Path | str) -> ClassifierRecord | ClipRecord:
+    """The record `path`.json beside a model. InputError if it does not hold what it must."""
+    record: ClassifierRecord | ClipRecord = read_json(f"{path}.json", Record)
+    return record
+
+
 def load_classifier(path: Path | str, device: torch.device) -> Loaded:
     """The classifier or the zero-shot CLIP saved as `path`.json and `path`.safetensors.
 
     The model is in eval mode. CLIP normalises by itself: its images are pixels in [0, 1]. Raises
     InputError if a file is damaged or the weights do not fit the record.
     """
-    record = read_json(f"{path}.json")
+    record = load_record(path)
     center = Center(**record["center"]) if record["center"] else None
     if record["kind"] == "clip":
         zero_shot = load_zero_shot(path, record).eval().to(device)
         return Loaded(zero_shot, Preprocessing([0.0] * 3, [1.0] * 3, center))
-    model = models.create(record["arch"], record["num_classes"])
+    try:
+        model = models.create(record["arch"], record["num_classes"])
+    except InputError as error:  # no such network
+        raise InputError(f"{path}.json: {error}") from None
     weights.load_into(model, f"{path}.safetensors")
     model.eval().to(device).to(memory_format=torch.channels_last)
     return Loaded(model, Preprocessing(record["mean"], record["std"], center))

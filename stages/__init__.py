@@ -18,6 +18,7 @@ if sys.argv[0] == "-m":  # `python -m stages.<name>` is at its beginning, before
 from richkd import params
 from richkd.base import kept
 from richkd.base.errors import InputError
+from richkd.base.files import remove_unfinished
 
 if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
     os.environ["TQDM_DISABLE"] = "1"
@@ -46,6 +47,7 @@ def run(
         if len(words) != bool(choices) or not set(words) <= set(names):
             allowed = f"name one of {', '.join(names)}" if choices else "takes no word"
             raise InputError(f"called with {' '.join(words) or 'nothing'}: {allowed}")
+        remove_unfinished()
         wanted = os.environ.get("RICHKD_PROCESSES", "1")
         if not re.fullmatch("[1-9][0-9]{0,3}", wanted):
             raise InputError(

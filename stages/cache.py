@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from richkd import engine, params, weights
+from richkd import engine, model_records, params
 from richkd.base import distributed, resume
-from richkd.base.files import read_json, write_json
-from richkd.classifiers import load_classifier
-from richkd.clip.zero_shot import ZeroShot, architecture, class_embeddings, tokenizer
+from richkd.base.files import write_json
+from richkd.classifiers import load_classifier, load_record
+from richkd.clip.zero_shot import ClipRecord, ZeroShot, class_embeddings, tokenizer
 from richkd.data import imagesets
 from richkd.data.dataset import load_split
 from richkd.data.views import RandomResizedCrop, Views
@@ -33,7 +33,7 @@ def main(name: str) -> None:
     )
     device = engine.pick_device(settings.runtime.device, settings.runtime.deterministic)
     train, validation = load_split(lookup.TRAIN), load_split(VALIDATION)
-    (path,) = weights.paths(f"models/{name}")
+    (path,) = model_records.paths(f"models/{name}")
     model, preprocessing = load_classifier(path, device)
     data = imagesets.for_training(train, preprocessing, settings.views, device)
     cached = getattr(settings.cache, name)
@@ -62,7 +62,7 @@ def main(name: str) -> None:
     if len(labels):
         metrics["validation_accuracy"] = engine.accuracy(logits, labels)
         if isinstance(model, ZeroShot):
-            record = read_json(f"{path}.json")
+            record = cast(ClipRecord, load_record(path))
             metrics["single_prompt_accuracy"] = single_prompts(model, record, features, labels)
     write_json(f"metrics/cache/{name}.json", metrics)
     print(f"cache/{name}: {cached} views of {len(train.labels)} images, metrics/cache/{name}.json")
@@ -79,13 +79,13 @@ def cached_view_ids(views: Views | RandomResizedCrop, cached: str) -> Sequence[i
 
 
 def single_prompts(
-    model: ZeroShot, record: dict[str, Any], features: Tensor, labels: Tensor
+    model: ZeroShot, record: ClipRecord, features: Tensor, labels: Tensor
 ) -> dict[str, float]:
     """The zero-shot accuracy with each prompt alone, and the mean of these accuracies.
 
     Their distance from the accuracy with all prompts is what the ensemble of prompts adds.
     """
-    result, tokens_of = {}, tokenizer(architecture(record))
+    result, tokens_of = {}, tokenizer(record["model"])
     for prompt in record["prompts"]:
         classifier = class_embeddings(model.clip, tokens_of, record["classes"], [prompt])
         result[prompt] = engine.accuracy(features @ classifier.T, labels)

@@ -7,6 +7,7 @@ from richkd import params
 from richkd.base.files import replacing, write_json
 from richkd.data.dataset import load_split
 from richkd.evaluate import calibration
+from richkd.evaluate.scores import read_logits
 from richkd.evaluate.seeds import summarize
 from stages import run, variant_names
 
@@ -20,10 +21,12 @@ def main(name: str) -> None:
     validation_labels, test_labels = (
         load_split(f"data/{split}.safetensors").labels for split in ("validation", "test")
     )
-    validation, test, corrupted = (
-        np.load(f"predictions/{name}/{split}.npy", mmap_mode="r")
-        for split in ("validation", "test", "corrupted")
-    )
+    test = read_logits(name, "test", (None, len(test_labels), None), test_labels, "r")
+    seeds, images, classes = test.shape
+    of_validation = seeds, len(validation_labels), classes
+    validation = read_logits(name, "validation", of_validation, validation_labels, "r")
+    of_corrupted = seeds, None, None, images, classes
+    corrupted = read_logits(name, "corrupted", of_corrupted, test_labels, "r")
     step = max(1, -(-corrupted[0].size // MAX_CORRUPTED_LOGITS))
     results: dict[str, dict[str, dict[str, float]]] = {}
     curves = []

@@ -73,7 +73,7 @@ def train(
     checkpoint: resume.Checkpoint,
 ) -> tuple[ClipModel, float]:
     """A CLIP with small towers, trained on the captioned images, and its last loss."""
-    split = load_split(CAPTIONED)
+    split = load_split(CAPTIONED, len(info.classes))
     expected = Input(settings.clip.model.image_size, info.mean, info.std)
     unchanged = Preprocessing([0.0] * 3, [1.0] * 3, center_of(expected))  # CLIP normalises itself
     images = imagesets.for_inference(split, unchanged, device)

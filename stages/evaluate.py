@@ -9,13 +9,14 @@ from tqdm import tqdm
 from richkd import engine, params
 from richkd.base import distributed
 from richkd.base.files import write_array
+from richkd.base.records import read_array
 from richkd.classifiers import load_classifier
 from richkd.data import imagesets
 from richkd.data.dataset import CORRUPTED, SHIFTED, load_info, load_split
 from richkd.data.imagesets import Centers, Pixels
 from richkd.data.views import Preprocessing
 from richkd.evaluate.scores import corrupted_sets, score, shifted_found
-from richkd.weights import paths
+from richkd.model_records import paths
 from stages import run, variant_names
 
 
@@ -46,7 +47,7 @@ class Model:
         """The logits of a corruption's images, its severities one after another."""
         path = CORRUPTED / f"{name}.npy"
         if path.exists():
-            images = np.load(path, mmap_mode="r")
+            images = read_array(path, "uint8", (None, None, None, 3), "r")
             return self.logits(Pixels(images, self.preprocessing, self.device))
         # The files were cut before they were corrupted: they are not resized again.
         center = self.preprocessing.center

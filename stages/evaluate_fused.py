@@ -5,7 +5,7 @@ import numpy as np
 from richkd import params
 from richkd.base.files import write_array
 from richkd.data.dataset import load_info, load_split
-from richkd.evaluate.scores import corrupted_sets, score, shifted_found
+from richkd.evaluate.scores import corrupted_sets, read_logits, score, shifted_found
 from richkd.teachers.fusion import load_recipe
 from stages import run
 
@@ -14,9 +14,9 @@ def main() -> None:
     corruptions = params.load("corruptions.names", "corruptions.severities").corruptions
     recipe = load_recipe()
     for part in ("validation", "test", "corrupted", *(f"shifted/{key}" for key in shifted_found())):
-        teacher, clip = (
-            np.load(f"predictions/{name}/{part}.npy", mmap_mode="r") for name in ("teacher", "clip")
-        )
+        shape = (1, None, None, None, None) if part == "corrupted" else (1, None, None)
+        teacher = read_logits("teacher", part, shape, mode="r")
+        clip = read_logits("clip", part, teacher.shape, mode="r")
         fused = np.empty_like(teacher)
         # Teachers have one seed. A row is an image, or one corruption of all images, so that the
         # corrupted images do not have to fit into memory in 32 bits.

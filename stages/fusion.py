@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
 from scipy.special import softmax
 
 from richkd import params
 from richkd.base.files import replacing, write_json
+from richkd.base.records import check_array, read_array, read_safetensors
 from richkd.data.dataset import load_split
 from richkd.evaluate import calibration
 from richkd.teachers.fusion import Recipe, semantic_closeness, table_fingerprints
@@ -48,8 +48,13 @@ def diagnose(
     recipe: Recipe, labels: np.ndarray, grid: tuple[float, ...], settings: params.Calibration
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """The figures of both teachers and their mixtures, and the rows of the three tables."""
-    logits = [np.load(f"cache/{name}/validation.npy") for name in ("teacher", "clip")]
-    classes = load_file("models/clip/seed0.safetensors")["classifier"]
+    path = "models/clip/seed0.safetensors"
+    classes = read_safetensors(path).get("classifier", np.empty(0))
+    check_array(f"{path}: classifier", classes, "float32", (None, None))
+    shape = len(labels), len(classes)
+    logits = [
+        read_array(f"cache/{name}/validation.npy", "float32", shape) for name in ("teacher", "clip")
+    ]
 
     def probabilities(alpha: float) -> np.ndarray:
         return softmax(recipe._replace(alpha=alpha).mix(*logits).astype(float), axis=1)

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from richkd import params
-from richkd.base.files import read_json, replacing, write_json
+from richkd.base.files import replacing, write_json
+from richkd.base.records import read_csv, read_json
 from richkd.evaluate import plots, report
 from richkd.evaluate.summary import (
     ALONE,
+    ALPHA_COLUMNS,
     TEACHERS,
+    Empty,
+    Fusion,
     accuracies_by_run,
     read_summary,
     summary_table,
@@ -25,7 +27,8 @@ def main() -> None:
     models = [*TEACHERS, ALONE, *settings.distill.variants]
     summary, accuracies = read_summary(models), accuracies_by_run(models)
     page = report.render(settings, summary, Path("params.yaml").read_text())
-    fusion, curve = read_json("metrics/fusion.json"), pd.read_csv("metrics/fusion/alpha.csv")
+    fusion = read_json("metrics/fusion.json", Fusion | Empty)
+    curve = read_csv("metrics/fusion/alpha.csv", ALPHA_COLUMNS)
     validation = {model: fusion[model]["accuracy"] for model in TEACHERS if fusion}
     labels = {model: report.label(model) for model in models}
     picture = plots.overview(curve, settings.fusion.alpha, validation, accuracies, labels)

@@ -15,9 +15,9 @@ from richkd.data import imagesets
 from richkd.data.dataset import load_info, load_split
 from richkd.data.views import Center
 from richkd.evaluate.seeds import write_training
+from richkd.model_records import paths
 from richkd.teachers import ready_made
 from richkd.train.seeds import Job, TrainingData, train_seeds
-from richkd.weights import paths
 from stages import run
 
 

@@ -56,9 +56,10 @@ def test_the_record_keeps_its_keys(saved):
         "std": [0.4, 0.5, 0.6],
         "center": None,
         "seed": 0,
+        "saved_together": ["seed0"],
         **provenance,
     }
-    assert list(record)[3:6] == ["mean", "std", "center"] and list(record)[-3:] == list(provenance)
+    assert list(record)[4:7] == ["mean", "std", "center"] and list(record)[-3:] == list(provenance)
 
 
 def test_weights_that_do_not_fit_the_record_are_refused(saved):

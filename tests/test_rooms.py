@@ -18,6 +18,7 @@ ROOMS = {
     "richkd.models": [],
     "richkd.losses": ["richkd.models"],
     "richkd.fingerprints": ["richkd.models", "richkd.losses"],
+    "richkd.model_records": ["richkd.models", "richkd.losses"],
     "richkd.engine": ["richkd.losses"],
     "richkd.weights": ["richkd.losses"],
     "richkd.params": ["richkd.losses", "richkd.engine", "richkd.weights", "torch", "scipy"],
@@ -110,7 +111,7 @@ def test_stages_never_import_each_other():
     ] == []
 
 
-@pytest.mark.parametrize("room", ["params", "evaluate", "fingerprints"])
+@pytest.mark.parametrize("room", ["params", "evaluate", "fingerprints", "model_records"])
 def test_light_rooms_load_no_torch(room):
     """Nor does what they import: every stage checks the params, and a report needs no network."""
     modules = [

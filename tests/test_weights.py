@@ -1,6 +1,8 @@
 """Saved models come back bit for bit; anything else on disk is refused by name."""
 
 import json
+import warnings
+from argparse import Namespace
 
 import pytest
 import torch
@@ -77,20 +79,160 @@ def test_a_truncated_file_is_refused_by_name(saved, share):
 
 def test_the_record_says_what_the_weights_are(saved):
     _, path = saved
-    assert json.loads(path.with_suffix(".json").read_text()) == RECORD
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record == {"saved_together": ["seed0"], **RECORD}
 
 
-def test_paths_are_in_the_order_of_seeds_and_without_suffix(tmp_path):
-    for seed in (10, 9, 0):
-        (tmp_path / f"seed{seed}.json").touch()
-    assert [path.name for path in weights.paths(tmp_path)] == ["seed0", "seed9", "seed10"]
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_diverged_model_is_not_saved(saved, value):
+    model, path = saved
+    before = path.with_suffix(".safetensors").read_bytes()
+    with torch.no_grad():
+        model.fc.bias[1] = value
+    with pytest.raises(InputError, match="seed0 is not saved: fc.bias holds NaN or infinity"):
+        weights.save(path, model.state_dict(), RECORD)
+    assert path.with_suffix(".safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["empty", "absent"])
-def test_a_folder_without_models_is_refused(tmp_path, folder):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=f"{tmp_path / folder} holds no model"):
-        weights.paths(tmp_path / folder)
+# --- what others have saved ---------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    """Torch's warnings are not for the users of a checkpoint."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def load(state, path, **more):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(state, path, **more)
+    model = models.create("resnet8", 4)
+    weights.load_into(model, path)
+    return model.state_dict()
+
+
+def equal(found, expected):
+    return all(torch.equal(found[name], x) for name, x in expected.items())
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_load_wherever_they_are_and_whatever_wrapped_the_model(
+    saved, tmp_path, key, prefix
+):
+    state = saved[0].state_dict()
+    named = {f"{prefix}{name}": x for name, x in state.items()}
+    content = {"epoch": 3, "optimizer": {"lr": 0.1}, key: named} if key else named
+    assert equal(load(content, tmp_path / "x.pth"), state)
+    save_file(named, tmp_path / "x.safetensors")
+    assert equal(weights.read_tensors(tmp_path / "x.safetensors"), state)
+
+
+def test_weights_from_before_torch_0_4_1_have_no_count_of_batches(saved, tmp_path):
+    state = saved[0].state_dict()
+    old = {k: x for k, x in state.items() if not k.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    assert equal(load({"model": old}, tmp_path / "x.pth"), old)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load(saved, tmp_path, dtype):
+    state = {name: x.to(dtype) for name, x in saved[0].state_dict().items()}
+    found = load(state, tmp_path / "x.pth")
+    assert found["fc.weight"].dtype == torch.float32
+    assert equal(found, {name: x.float() for name, x in state.items()})
+
+
+def quantised(tensor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+def nested(tensor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor(list(tensor))
+
+
+ODD = {
+    "integer": (lambda x: x.long(), "fc.weight is int64, must be float32"),
+    "complex": (lambda x: x.to(torch.complex64), "fc.weight is complex64, must be float32"),
+    "bool": (lambda x: x > 0, "fc.weight is bool, must be float32"),
+    "sparse": (lambda x: x.to_sparse(), "fc.weight is sparse, must be a dense tensor"),
+    "quantised": (quantised, "fc.weight is quantised, must be a dense tensor"),
+    "nested": (nested, "fc.weight is nested there"),
+    "meta": (lambda x: x.to("meta"), "fc.weight is without numbers .meta., must be a dense"),
+    "NaN": (lambda x: x * float("nan"), "fc.weight holds NaN or infinity"),
+    "inf": (lambda x: x.half() / 0, "fc.weight holds NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_dense_finite_numbers_are_refused_by_name(saved, tmp_path, kind):
+    change, said = ODD[kind]
+    state = saved[0].state_dict()
+    state["fc.weight"] = change(state["fc.weight"])
+    with pytest.raises(InputError, match=f"x.pth.*{said}") as caught:
+        load(state, tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+class Args:
+    """What training scripts save beside the weights."""
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("beside", ["namespace", "own class", "whole model", "numpy", "command"])
+def test_a_refused_object_is_named_and_the_way_out(saved, tmp_path, beside, new, evil):
+    import numpy as np
+
+    model = saved[0]
+    content, name = {
+        "namespace": ({"model": model.state_dict(), "opt": Namespace()}, "argparse.Namespace"),
+        "own class": ({"model": model.state_dict(), "opt": Args()}, f"{__name__}.Args"),
+        "whole model": (model, type(model).__module__ + "." + type(model).__name__),
+        "numpy": ({"x": np.float64(1)}, "numpy._core.multiarray.scalar"),
+        "command": ({"x": evil}, "posix.system"),
+    }[beside]
+    with pytest.raises(InputError) as caught:
+        load(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    assert str(caught.value) == (
+        f"{tmp_path}/x.pth holds an object of {name}, which is not read: load the file with the "
+        "code that wrote it, save state_dict() alone with torch.save, and name that file"
+    )
+
+
+def test_a_damaged_pickle_is_one_line_without_advice(saved, tmp_path):
+    torch.save({"model": saved[0].state_dict()}, path := tmp_path / "x.pth")
+    whole = path.read_bytes()
+    start = whole.index(b"conv1")
+    for position in range(start - 40, start + 200, 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        try:
+            weights.read_tensors(path)
+        except InputError as error:
+            text = str(error)
+            assert text.startswith(f"{path} ") and len(text.splitlines()) == 1
+            assert "weights_only" not in text and "Re-running" not in text
+
+
+def test_torchscript_is_called_so(tmp_path):
+    path = tmp_path / "ViT-B-32.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    with pytest.raises(InputError, match="ViT-B-32.pt is a TorchScript archive") as caught:
+        weights.read_tensors(path)
+    assert "torch.jit.load(path).state_dict()" in str(caught.value)
+
+
+def test_a_dict_without_weights_says_where_they_may_be(tmp_path):
+    with pytest.raises(InputError, match="one of state_dict, model, net, model_state_dict"):
+        load({"weights": {"a": torch.ones(1)}}, tmp_path / "x.pth")
 
 
 def test_provenance_names_versions_and_device():

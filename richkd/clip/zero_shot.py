@@ -4,17 +4,20 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import ConfigDict, Field, FiniteFloat, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from richkd.base import download
 from richkd.base.errors import InputError, one_line
+from richkd.model_records import Interpolation, Mean, ModelRecord, RecordedCenter, Sd, Side
 from richkd.models import ModelOutput
 from richkd.params import CheckpointClip, ClipTowers, PretrainedClip
-from richkd.weights import load_into
+from richkd.weights import check_numbers, load_into, read_tensors
 
 Tokenizer = Callable[[list[str]], Tensor]  # texts to token ids (texts, context length)
 
@@ -113,9 +116,12 @@ def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.M
     quick_gelu = source.get("quick_gelu", False)
     ways = ("mean", "std", "interpolation")
     network = create_clip(model, quick_gelu, {key: source[key] for key in ways if key in source})
+    # Says what is wrong with the file itself. NumPy's files are for open_clip to read.
+    if not str(path).endswith((".npz", ".npy")):
+        check_numbers(path, read_tensors(path), network.state_dict())
     try:
         open_clip.load_checkpoint(network, str(path), strict=True, weights_only=True)
-    except Exception as error:  # the file is missing, of another model, or more than weights
+    except Exception as error:  # the file is of another model
         raise InputError(
             f"clip.path {path} holds no weights of {model}: {one_line(error)}"
         ) from None
@@ -249,25 +255,37 @@ def class_embeddings(
     ).T
 
 
-def load_zero_shot(path: Path | str, record: dict[str, Any]) -> ZeroShot:
+@with_config(ConfigDict(extra="allow"))
+class RecordedInput(TypedDict):
+    """`Input` in a record."""
+
+    size: Side
+    mean: Mean
+    std: Sd
+    interpolation: Interpolation
+
+
+class ClipRecord(ModelRecord):
+    """The record of a zero-shot classifier, as the stage `clip` writes it."""
+
+    kind: Literal["clip"]
+    model: str | ClipTowers
+    quick_gelu: bool
+    embed_dim: Annotated[int, Field(ge=1, le=100_000)]
+    input: RecordedInput
+    center: RecordedCenter | None
+    classes: Annotated[list[str], Field(min_length=1)]
+    prompts: Annotated[list[str], Field(min_length=1)]
+    scale: FiniteFloat
+
+
+def load_zero_shot(path: Path | str, record: ClipRecord) -> ZeroShot:
     """The model that the stage `clip` saved as `path`.json, `record`, and `path`.safetensors.
 
     Raises InputError if the weights do not fit the record.
     """
-    model = architecture(record)
-    network = create_clip(model, record["quick_gelu"])
+    network = create_clip(record["model"], record["quick_gelu"])
     classifier = torch.zeros(len(record["classes"]), record["embed_dim"])
     zero_shot = ZeroShot(network, classifier, record["scale"], Input(**record["input"]))
     load_into(zero_shot, f"{path}.safetensors")
     return zero_shot
-
-
-def architecture(record: dict[str, Any]) -> ClipTowers | str:
-    """The argument of `create_clip` and `tokenizer`, from the record beside the weights."""
-    model = record["model"]
-    if isinstance(model, str):
-        return model
-    towers: dict[str, Any] = {
-        key: tuple(x) if isinstance(x, list) else x for key, x in model.items()
-    }
-    return ClipTowers(**towers)

@@ -3,18 +3,30 @@
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from pydantic import Field, FiniteFloat
+from safetensors.numpy import save_file
 
 from richkd.base.errors import InputError, one_line
-from richkd.base.files import read_json, replacing, write_json
+from richkd.base.files import replacing, write_json
+from richkd.base.records import check_array, read_json, read_safetensors
 
 CORRUPTED, SHIFTED = Path("data/corrupted"), Path("data/shifted")
+
+# The tensors in a split's file: dtype, and the shape for one image.
+Kinds = dict[str, tuple[str, tuple[int | None, ...]]]
+SPLIT: Kinds = {"images": ("uint8", (None, None, 3)), "labels": ("int64", ())}
+MANIFEST: Kinds = {
+    "files": ("uint8", ()),
+    "labels": ("int64", ()),
+    "sizes": ("int32", (2,)),
+    "bytes": ("int64", ()),
+    "plain": ("bool", ()),
+}
 
 
 class Split(NamedTuple):
@@ -55,9 +67,9 @@ class Info:
     """
 
     name: str
-    classes: list[str]
-    mean: list[float]
-    std: list[float]
+    classes: Annotated[list[str], Field(min_length=1)]
+    mean: Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
+    std: Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
     folders: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -89,15 +101,29 @@ def save_split(path: Path | str, split: Split | Manifest) -> None:
         save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, part)
 
 
-def load_split(path: Path | str) -> Split | Manifest:
-    """Read what `save_split` wrote. InputError if the file is damaged."""
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is not whole: {error}") from None
+def load_split(path: Path | str, classes: int | None = None) -> Split | Manifest:
+    """Read what `save_split` wrote. InputError if the file is damaged.
+
+    With the number of `classes` a label of none of them is refused, too.
+    """
+    tensors = read_safetensors(path)
+    kinds = MANIFEST if "files" in tensors else SPLIT
+    if others := sorted(kinds.keys() ^ tensors.keys()):
+        raise InputError(f"{path} is no split: {others[0]} is missing, or must not be there")
+    check_array(f"{path}: labels", tensors["labels"], "int64", (None,))
+    labels = tensors["labels"]
+    for name, (dtype, shape) in kinds.items():
+        length = None if name == "files" else len(labels)
+        check_array(f"{path}: {name}", tensors[name], dtype, (length, *shape))
+    if len(labels) and labels.min() < 0:
+        raise InputError(f"{path} has the label {labels.min()}: must be 0 or more")
+    if classes is not None and len(labels) and labels.max() >= classes:
+        raise InputError(f"{path} has the label {labels.max()}: must be below {classes}")
     if "files" not in tensors:
         return Split(**tensors)
     root, *paths = os.fsdecode(tensors.pop("files").tobytes()).split("\0")
+    if len(paths) != len(labels):
+        raise InputError(f"{path} has {len(paths)} file names for {len(labels)} images")
     return Manifest(root, paths, **tensors)
 
 
@@ -108,4 +134,5 @@ def save_info(path: Path | str, info: Info) -> None:
 
 def load_info(path: Path | str) -> Info:
     """Read what `save_info` wrote. InputError if the file is damaged."""
-    return Info(**read_json(path))
+    info: Info = read_json(path, Info)
+    return info

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from richkd.base.errors import InputError
-from richkd.base.files import read_json
+from richkd.base.records import read_json
 from richkd.data.dataset import Info, Manifest
 from richkd.data.splits import divide
 from richkd.params import Folder, ImageNet

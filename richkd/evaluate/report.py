@@ -9,23 +9,28 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
+from pydantic import Field, FiniteFloat
 from safetensors import safe_open
 from scipy.special import softmax
 
-from richkd.base.files import read_json
+from richkd.base.records import read_csv, read_json, reading
 from richkd.data.dataset import Manifest, Split, load_info, load_split, picture
 from richkd.evaluate import plots
-from richkd.evaluate.scores import shifted_found, shifted_sets
+from richkd.evaluate.scores import CORRUPTION_COLUMNS, read_logits, shifted_found, shifted_sets
+from richkd.evaluate.seeds import CURVES
 from richkd.evaluate.summary import (
     ALONE,
+    ALPHA_COLUMNS,
     COLUMNS,
     TEACHERS,
+    Cached,
+    Fusion,
     Shown,
     Summary,
     choose_shown,
@@ -33,6 +38,7 @@ from richkd.evaluate.summary import (
     mean_and_sd,
     signed,
 )
+from richkd.model_records import ModelRecord, paths
 from richkd.params.students import Variant
 
 LABELS = {"clip": "CLIP"}
@@ -44,6 +50,20 @@ EXPLANATIONS = {
 }
 IN_SENTENCES = {"teacher": "the teacher", "clip": "CLIP", "fused": "the fused teacher"}
 QUADRANTS = ("confident_correct", "confident_wrong", "unsure_correct", "unsure_wrong")
+
+
+# The columns of `metrics/calibrate/<name>.csv`: a row is a bin of a run's reliability diagram.
+BIN_COLUMNS = dict.fromkeys(("lo", "hi", "confidence", "accuracy"), FiniteFloat) | {
+    "count": Annotated[int, Field(ge=0)],
+    "run": int,
+    "data": Literal["clean", "corrupted"],
+}
+
+
+class TrainedRecord(ModelRecord):
+    """The record of a model that was trained here."""
+
+    seed: int
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -103,7 +123,8 @@ def _template() -> Template:
 
 def count_images(split: str) -> int:
     """Images in a split, from its file's header."""
-    with safe_open(f"data/{split}.safetensors", "numpy") as file:
+    path = f"data/{split}.safetensors"
+    with reading(path), safe_open(path, "numpy") as file:
         count: int = file.get_slice("labels").get_shape()[0]
     return count
 
@@ -170,7 +191,9 @@ def _corrupted(models: Sequence[str], shown: Shown) -> list[dict[str, Any]]:
     """
     grids = {}
     for model in models:
-        long = pd.read_csv(f"metrics/evaluate/{model}.csv")
+        long = read_csv(
+            f"metrics/evaluate/{model}.csv", CORRUPTION_COLUMNS, ["corruption", "severity"]
+        )
         grid = 100 * long.pivot(index="corruption", columns="severity", values="accuracy")
         grids[model] = grid.loc[long.corruption.unique()]
     means = pd.DataFrame({model: grid.mean(axis=1) for model, grid in grids.items()})
@@ -213,7 +236,7 @@ def _shifted(summary: Summary) -> dict[str, Any]:
 
 def _before_training(alpha: float) -> dict[str, Any]:
     """What the validation images say of the teachers."""
-    fusion = read_json("metrics/fusion.json")
+    fusion = read_json("metrics/fusion.json", Fusion)
     return {
         "teachers": {name: fusion[name] for name in TEACHERS},
         "best_alpha": fusion["best_alpha"],
@@ -224,7 +247,7 @@ def _before_training(alpha: float) -> dict[str, Any]:
 
 def _fusion_curves(fusion: dict[str, Any], alpha: float) -> list[tuple[str, str]]:
     """Figures of accuracy, likelihood and calibration over alpha, each with its text."""
-    curve = pd.read_csv("metrics/fusion/alpha.csv")
+    curve = read_csv("metrics/fusion/alpha.csv", ALPHA_COLUMNS)
     figures = []
     columns = [("accuracy", "accuracy", "%"), ("nll", "NLL", "nats"), ("ece", "ECE", "%")]
     for column, name, unit in columns:
@@ -240,7 +263,7 @@ def _fusion_curves(fusion: dict[str, Any], alpha: float) -> list[tuple[str, str]
 
 
 def _prompts() -> dict[str, Any]:
-    cache = read_json("metrics/cache/clip.json")
+    cache = read_json("metrics/cache/clip.json", Cached)
     single = dict(cache["single_prompt_accuracy"])
     mean, together = single.pop("mean"), cache["validation_accuracy"]
     gain = signed(100 * (together - mean))
@@ -257,7 +280,8 @@ def _trainings(
     figures = []
     for model in models:
         terms = list(variants[model].terms) if model in variants else ["ce"]
-        curves = pd.read_csv(f"metrics/curves/{model}.csv")
+        path = f"metrics/curves/{model}.csv"
+        curves = read_csv(path, CURVES | dict.fromkeys(terms, float), ["epoch", "seed"])
         svg = plots.training(curves, color[model], {term: term_color[term] for term in terms})
         last = ""
         if "validation_accuracy" in summary[model]:
@@ -271,7 +295,7 @@ def _calibrations(summary: Summary) -> list[tuple[str, str, dict[str, float]]]:
     color = plots.colors(summary)
     figures = []
     for model, values in summary.items():
-        curves = pd.read_csv(f"metrics/calibrate/{model}.csv")
+        curves = read_csv(f"metrics/calibrate/{model}.csv", BIN_COLUMNS)
         figures.append((model, svg_uri(plots.reliability(curves, color[model])), values))
     return figures
 
@@ -280,7 +304,7 @@ def _provenance(models: Sequence[str]) -> dict[str, Any]:
     """Where each model was trained, with which seeds, and the versions that the records name."""
     rows, versions = [], []
     for model in models:
-        records = [read_json(path) for path in sorted(Path("models", model).glob("seed*.json"))]
+        records = [read_json(f"{path}.json", TrainedRecord) for path in paths(f"models/{model}")]
         machines = {f"{record['device']}, {record['threads']} threads" for record in records}
         seeds = ", ".join(str(seed) for seed in sorted(record["seed"] for record in records))
         rows.append((model, seeds, "; ".join(sorted(machines))))
@@ -338,7 +362,8 @@ def _examples(
     models: Sequence[str], shown: Shown, test: Split | Manifest, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     # The first seed's: an example shows one model's answer, not a mean.
-    logits = {model: np.load(f"predictions/{model}/test.npy", mmap_mode="r")[0] for model in models}
+    shape = None, len(test.labels), len(classes)
+    logits = {model: read_logits(model, "test", shape, test.labels, "r")[0] for model in models}
     answers = {model: scores.argmax(1) for model, scores in logits.items()}
     correct = {model: answer == test.labels for model, answer in answers.items()}
     cards = []

@@ -7,15 +7,18 @@ number of corruptions is 0.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
+from pydantic import ConfigDict, Field, FiniteFloat, with_config
+from typing_extensions import TypedDict
 
-from richkd.base.files import read_json, replacing, write_json
+from richkd.base.errors import InputError
+from richkd.base.files import replacing, write_json
+from richkd.base.records import Shape, read_array, read_json
 from richkd.data.dataset import CORRUPTED, SHIFTED, load_split
-from richkd.evaluate.seeds import summarize
+from richkd.evaluate.seeds import Figures, summarize
 
 # AlexNet's mean error by corruption. A model's error is divided by it.
 ALEXNET = {
@@ -37,6 +40,54 @@ ALEXNET = {
 }
 
 
+class FoundSet(TypedDict):
+    """A further test set in `data/shifted/sets.json`."""
+
+    images: Annotated[int, Field(ge=1)]
+    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class SkippedSet(TypedDict):
+    """A further test set that was not found, and why."""
+
+    skipped: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class Scores(TypedDict):
+    """`metrics/evaluate/<name>.json`; beside these a `shifted_<set>` for each further test set."""
+
+    top1: Figures
+    top5: Figures
+    corrupted_top1: NotRequired[Figures]
+    mce: NotRequired[Figures]
+
+
+# The columns of `metrics/evaluate/<name>.csv`.
+CORRUPTION_COLUMNS = {"corruption": str, "severity": int, "accuracy": FiniteFloat}
+
+
+def read_logits(
+    name: str,
+    part: str,
+    shape: Shape,
+    labels: np.ndarray | None = None,
+    mode: Literal["r"] | None = None,
+) -> np.ndarray:
+    """`predictions/<name>/<part>.npy`, with a `mode` mapped from the disk.
+
+    `shape` as in `check_array`; `labels` are those of the images. Raises InputError if the file is
+    damaged, has another shape, or belongs to other classes.
+    """
+    path = f"predictions/{name}/{part}.npy"
+    logits = read_array(path, "float16 float32 float64", shape, mode)
+    if not len(logits) or not logits.shape[-1]:
+        raise InputError(f"{path} holds {logits.shape}: must be of at least one seed and class")
+    if labels is not None and len(labels) and labels.max() >= logits.shape[-1]:
+        raise InputError(f"{path} has {logits.shape[-1]} classes, there is a label {labels.max()}")
+    return logits
+
+
 def corrupted_sets(names: Sequence[str]) -> list[str]:
     """`names`, or no name where the corrupted images were skipped."""
     return [] if (CORRUPTED / "skipped.txt").exists() else list(names)
@@ -44,7 +95,8 @@ def corrupted_sets(names: Sequence[str]) -> list[str]:
 
 def shifted_sets() -> dict[str, dict[str, Any]]:
     """Further test sets by name: `images` and `classes` (labels that occur), or why `skipped`."""
-    sets: dict[str, dict[str, Any]] = read_json(SHIFTED / "sets.json")
+    sets: dict[str, dict[str, Any]]
+    sets = read_json(SHIFTED / "sets.json", dict[str, FoundSet | SkippedSet])
     return sets
 
 
@@ -93,12 +145,18 @@ def score(
     whether the data set is ImageNet with its 1,000 classes: with all corruptions at all severities
     the mean corruption error is written, too.
     """
-    folder = Path("predictions", name)
-    clean = np.load(folder / "test.npy")
-    corrupted = np.load(folder / "corrupted.npy", mmap_mode="r")
+    clean = read_logits(name, "test", (None, len(labels), None), labels)
+    seeds, *images_and_classes = clean.shape
+    shape = seeds, len(corruptions), len(severities), *images_and_classes
+    corrupted = read_logits(name, "corrupted", shape, labels, "r")
     # AlexNet's published errors are means over all severities.
     comparable = imagenet and set(severities) == set(range(1, 6))
     classes = {key: shifted_sets()[key]["classes"] for key in shifted_found()}
+    for key, present in classes.items():
+        if max(present) >= clean.shape[-1]:
+            raise InputError(
+                f"{SHIFTED / 'sets.json'}: {key} has the class {max(present)}, of {clean.shape[-1]}"
+            )
     results, rows = {}, []
     for seed in range(len(clean)):
         results[f"run{seed}"] = result = {
@@ -115,8 +173,9 @@ def score(
         if comparable and (error := mce(errors)) is not None:
             result["mce"] = error
         for key, present in classes.items():
-            logits = np.load(folder / f"shifted/{key}.npy", mmap_mode="r")[seed]
             truth = load_split(SHIFTED / f"{key}.safetensors").labels
+            shape = seeds, len(truth), clean.shape[-1]
+            logits = read_logits(name, f"shifted/{key}", shape, truth, "r")[seed]
             result[f"shifted_{key}"] = accuracy_among(logits, truth, present)
         rows += [
             {"run": seed, "corruption": corruption, "severity": severity, "accuracy": share[i]}

@@ -2,10 +2,28 @@
 
 from collections.abc import Mapping
 from statistics import mean, stdev
+from typing import Annotated
 
 import pandas as pd
+from pydantic import AfterValidator, FiniteFloat
 
 from richkd.base.files import replacing, write_json
+
+
+def _has_mean(figures: dict[str, float]) -> dict[str, float]:
+    if "mean" not in figures:
+        raise ValueError("there is no mean")
+    return figures
+
+
+# What `summarize` returns for one metric, and the metrics of a model.
+Figures = Annotated[dict[str, FiniteFloat], AfterValidator(_has_mean)]
+Metrics = dict[str, Figures]
+
+
+# The columns of `metrics/curves/<name>.csv`, beside one for each loss term. Not every epoch has a
+# validation accuracy.
+CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
 
 
 def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -5,11 +5,16 @@ params.yaml no longer names may still be there; only the files of the models ask
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import pandas as pd
+from pydantic import ConfigDict, Field, FiniteFloat, with_config
+from typing_extensions import TypedDict
 
-from richkd.base.files import read_json
+from richkd.base.errors import InputError
+from richkd.base.records import read_json
+from richkd.evaluate.scores import Scores
+from richkd.evaluate.seeds import Figures, Metrics
 from richkd.params.students import Variant
 
 TEACHERS = ("teacher", "clip", "fused")
@@ -37,6 +42,69 @@ COLUMNS = {
 Summary = dict[str, dict[str, float]]
 
 
+@with_config(ConfigDict(extra="allow"))
+class Calibrated(TypedDict):
+    """Of `metrics/calibrate/<name>.json`: on clean or on corrupted images.
+
+    Without a fitted temperature there is no `ece_tempered`.
+    """
+
+    ece: Figures
+    nll: Figures
+    confident_wrong: Figures
+    ece_tempered: NotRequired[Figures]
+
+
+class Calibration(TypedDict):
+    """`metrics/calibrate/<name>.json`, as the stage `calibrate` writes it."""
+
+    clean: Calibrated
+    corrupted: NotRequired[Calibrated]
+
+
+@with_config(ConfigDict(extra="allow"))
+class BestAlpha(TypedDict):
+    """Of `metrics/fusion.json`: the alpha of the highest accuracy."""
+
+    alpha: FiniteFloat
+    accuracy: FiniteFloat
+
+
+@with_config(ConfigDict(extra="allow"))
+class Mixture(TypedDict):
+    """Of `metrics/fusion.json`: a teacher, or the fused one, on the validation images."""
+
+    accuracy: FiniteFloat
+    nll: FiniteFloat
+    ece: FiniteFloat
+    confident_correct: FiniteFloat
+    confident_wrong: FiniteFloat
+    unsure_correct: FiniteFloat
+    unsure_wrong: FiniteFloat
+    semantic_closeness: FiniteFloat
+
+
+class Fusion(TypedDict):
+    """`metrics/fusion.json`, as the stage `fusion` writes it where there are validation images."""
+
+    teacher: Mixture
+    clip: Mixture
+    fused: Mixture
+    best_alpha: BestAlpha
+
+
+class Cached(TypedDict):
+    """`metrics/cache/clip.json`, as the stage `cache` writes it where there are such images."""
+
+    validation_accuracy: FiniteFloat
+    single_prompt_accuracy: Figures
+
+
+# The columns of `metrics/fusion/alpha.csv`.
+ALPHA_COLUMNS = dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat)
+Empty = Annotated[dict[str, Any], Field(max_length=0)]  # where there are no validation images
+
+
 # --- numbers ------------------------------------------------------------------------------------
 
 
@@ -46,16 +114,25 @@ def read_summary(models: Sequence[str]) -> Summary:
     Accuracy on validation images, everything else on test images; calibration as in
     `metrics/calibrate`. Metrics that need validation images are left out where there are none.
     """
-    return {model: _flatten(_read_metrics(model)) for model in models}
+    summary = {model: _flatten(_read_metrics(model)) for model in models}
+    # The table of results has a cell for each of these metrics and models.
+    for metric in COLUMNS:
+        without = [model for model in models if metric not in summary[model]]
+        if without and len(without) < len(models):
+            raise InputError(
+                f"the metrics of {without[0]} have no {metric}, those of other models have one: "
+                "run `dvc repro`"
+            )
+    return summary
 
 
 def _read_metrics(model: str) -> dict[str, dict[str, float]]:
     """Metrics of `model` in the shape of `richkd.evaluate.seeds.summarize`."""
-    calibration = read_json(f"metrics/calibrate/{model}.json")
+    calibration = read_json(f"metrics/calibrate/{model}.json", Calibration)
     clean, corrupted = calibration["clean"], calibration.get("corrupted", {})
     metrics = {
         "validation_accuracy": _validation_accuracy(model),
-        **read_json(f"metrics/evaluate/{model}.json"),
+        **read_json(f"metrics/evaluate/{model}.json", Scores),
         **{key: clean.get(key) for key in ("ece", "ece_tempered", "nll", "confident_wrong")},
         "corrupted_ece": corrupted.get("ece"),
         "corrupted_ece_tempered": corrupted.get("ece_tempered"),
@@ -67,13 +144,13 @@ def _read_metrics(model: str) -> dict[str, dict[str, float]]:
 def _validation_accuracy(model: str) -> dict[str, float] | None:
     """In the shape of `richkd.evaluate.seeds.summarize`; None without validation images."""
     if model == "fused":
-        fusion = read_json("metrics/fusion.json")
+        fusion = read_json("metrics/fusion.json", Fusion | Empty)
         return {"mean": fusion["fused"]["accuracy"]} if fusion else None
     if model == "clip":
-        cache = read_json("metrics/cache/clip.json")
+        cache = read_json("metrics/cache/clip.json", Cached | Empty)
         return {"mean": cache["validation_accuracy"]} if cache else None
     accuracy: dict[str, float] | None
-    accuracy = read_json(f"metrics/train/{model}.json").get("validation_accuracy")
+    accuracy = read_json(f"metrics/train/{model}.json", Metrics).get("validation_accuracy")
     return accuracy
 
 
@@ -90,7 +167,7 @@ def accuracies_by_run(models: Sequence[str]) -> dict[str, list[float]]:
     """The top-1 accuracies of each model's runs on the clean test images."""
     accuracies = {}
     for model in models:
-        values = read_json(f"metrics/evaluate/{model}.json")["top1"]
+        values = read_json(f"metrics/evaluate/{model}.json", Scores)["top1"]
         accuracies[model] = [value for key, value in values.items() if key.startswith("run")]
     return accuracies
 

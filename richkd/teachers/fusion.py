@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import AfterValidator, Field, FiniteFloat
 
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, sha256, write_json
+from richkd.base.files import sha256, write_json
+from richkd.base.records import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", np.ndarray, "Tensor")
 
 FUSED = Path("cache/fused/fused.json")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _of_both(values: dict[str, Any]) -> dict[str, Any]:
+    if set(values) != {"teacher", "clip"}:
+        raise ValueError("must have a value for teacher and one for clip")
+    return values
 
 
 class Recipe(NamedTuple):
@@ -25,10 +35,10 @@ class Recipe(NamedTuple):
     mixed. `tables`: fingerprints of the tables that the recipe was written for.
     """
 
-    alpha: float
-    lam: float
-    scales: dict[str, float]
-    tables: dict[str, str]
+    alpha: Share
+    lam: Share
+    scales: Annotated[dict[str, FiniteFloat], AfterValidator(_of_both)]
+    tables: Annotated[dict[str, str], AfterValidator(_of_both)]
 
     def mix(self, teacher: Array, clip: Array) -> Array:
         """z_F of both teachers' logits (..., classes), torch or numpy."""
@@ -44,13 +54,11 @@ def table_fingerprints() -> dict[str, str]:
 
 
 def load_recipe() -> Recipe:
-    """What the stage `fusion` has written; InputError where there is no recipe."""
+    """What the stage `fusion` has written; InputError where there is none, or a damaged one."""
     if not FUSED.exists():
         raise InputError(f"{FUSED} is not there: run `dvc repro fusion`")
-    recipe = read_json(FUSED)
-    if set(recipe) != set(Recipe._fields):
-        raise InputError(f"{FUSED} is of another version of this code: run `dvc repro fusion`")
-    return Recipe(**recipe)
+    recipe: Recipe = read_json(FUSED, Recipe)
+    return recipe
 
 
 def fuse_logits(teacher: Array, clip: Array, alpha: float) -> Array:

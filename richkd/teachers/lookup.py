@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
+from pydantic import ConfigDict, Field, with_config
+from torch import Tensor
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
-from richkd import weights
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, sha256
-from richkd.classifiers import load_classifier
+from richkd.base.files import sha256
+from richkd.base.records import read_array, read_json
+from richkd.classifiers import load_classifier, load_record
 from richkd.data.views import RandomResizedCrop, Views
 from richkd.engine import free_memory
+from richkd.model_records import paths
 from richkd.teachers.fused import Fused
 from richkd.teachers.fusion import FUSED, load_recipe, table_fingerprints
 from richkd.teachers.online import Online
@@ -29,15 +33,49 @@ CACHE = Path("cache")
 TRAIN = "data/train.safetensors"
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
+@with_config(ConfigDict(extra="allow"))
+class ViewsHeld(TypedDict):
+    """Of `TableRecord`: which views a table has; beside this all that they follow from."""
+
+    held: Literal["all", "center", "online"]
+
+
+class TableShape(TypedDict):
+    """Of `TableRecord`: views and images, and the classes of the logits."""
+
+    views: Count
+    images: Count
+    classes: Annotated[int, Field(ge=1)]
+
+
+# `cache/<name>/cache.json`: what `identity` returns, and what `richkd.teachers.caching` adds.
+# `content` has the hash of each array in the folder by its file's name.
+TableRecord = TypedDict(
+    "TableRecord",
+    {
+        "set of views": ViewsHeld,
+        "top k": Annotated[int, Field(ge=1)] | None,
+        "shape": TableShape,
+        "content": dict[str, str],
+    },
+)
+with_config(ConfigDict(extra="allow"))(TableRecord)
+# The dtypes of a table's parts, and of the teacher's logits on the validation images.
+DTYPES = {"logits": "float16", "features": "float16", "classes": "int16 int32"}
+
+
 def identity(model: Path, views: ViewSet, cached_views: str, top_k: int | None) -> dict[str, Any]:
     """What a table is made from, by name: if any of these changes, the table is out of date.
 
     `model` is the path of the teacher's weights without its suffix; `cached_views` is `all`,
     `center` or `online`.
     """
-    record = read_json(f"{model}.json")
+    record = load_record(model)
     keys = ("mean", "std", "center", "input")
-    parts = {
+    parts: dict[str, Any] = {
         "data set": sha256(TRAIN),
         "teacher": sha256(f"{model}.safetensors"),
         "input of the teacher": {key: record.get(key) for key in keys},
@@ -67,14 +105,9 @@ def open_teacher(name: str, views: ViewSet, device: torch.device, parts: Sequenc
 
 def _open_one(name: str, views: ViewSet, device: torch.device, parts: Sequence[str]) -> Teacher:
     folder = CACHE / name
-    (model,) = weights.paths(f"models/{name}")
-    made_from = read_json(folder / "cache.json")
-    try:
-        cached_views, top_k = made_from["set of views"]["held"], made_from["top k"]
-    except KeyError:
-        raise InputError(
-            f"{folder} is of another version of this code: run `dvc repro cache@{name}`"
-        ) from None
+    (model,) = paths(f"models/{name}")
+    made_from = read_json(folder / "cache.json", TableRecord)
+    cached_views, top_k = made_from["set of views"]["held"], made_from["top k"]
     needed = json.loads(json.dumps(identity(model, views, cached_views, top_k)))  # tuples to lists
     for part, value in needed.items():
         if made_from.get(part) != value:
@@ -90,12 +123,8 @@ def _open_one(name: str, views: ViewSet, device: torch.device, parts: Sequence[s
     if top_k and "logits" in parts:
         parts = [*parts, "classes"]
     shape = made_from["shape"]
-    shards = Shards(
-        {part: _mapped(folder, part) for part in parts},
-        shape["views"],
-        shape["images"],
-        shape["classes"],
-    )
+    mapped = {part: _mapped(folder, part, made_from) for part in parts}
+    shards = Shards(mapped, shape["views"], shape["images"], shape["classes"])
     table = put_on_device(shards, device)
     way = "streamed from the disk" if isinstance(table, Streamed) else f"on the {device.type}"
     tqdm.write(f"{folder}: {shards.nbytes / 1e6:,.1f} MB of {' and '.join(parts)}, {way}")
@@ -127,10 +156,31 @@ def put_on_device(shards: Shards, device: torch.device) -> Table:
     return Table(parts, shards.num_classes)
 
 
-def _mapped(folder: Path, part: str) -> list[torch.Tensor]:
-    """The shards of a part in order, mapped from the disk."""
-    paths = sorted(folder.glob(f"{part}-*.npy"), key=lambda path: int(path.stem.split("-")[1]))
-    return [torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths]
+def _mapped(folder: Path, part: str, record: dict[str, Any]) -> list[Tensor]:
+    """The shards of a part in order, mapped from the disk.
+
+    InputError names one that is missing, damaged, or not as the table's record has it.
+    """
+    names = [name for name in record["content"] if re.fullmatch(rf"{part}-\d+\.npy", name)]
+    shape, top_k = record["shape"], record["top k"]
+    width = {"logits": top_k + 1 if top_k else shape["classes"], "classes": top_k}.get(part)
+    # A table is mapped, not read: what is never looked up takes no memory, nor any time.
+    shards = [
+        torch.from_numpy(read_array(folder / name, DTYPES[part], (None, width), "c", finite=False))
+        for name in sorted(names, key=lambda name: int(name[len(part) + 1 : -4]))
+    ]
+    lengths = [len(shard) for shard in shards]
+    rows = shape["views"] * shape["images"]
+    # All but the last are of one length: a row's number says in which it is.
+    whole = sum(lengths) == rows and lengths == sorted(lengths, reverse=True)
+    if not whole or len(set(lengths[:-1])) > 1 or len({x.shape[1] for x in shards}) != 1:
+        raise InputError(
+            f"{folder} has not the {rows} rows of {part} that its cache.json says: "
+            f"run `dvc repro cache@{folder.name}`"
+        )
+    if part == "classes" and not all(0 <= x.min() <= x.max() < shape["classes"] for x in shards):
+        raise InputError(f"{folder}: classes beyond the {shape['classes']} there are")
+    return shards
 
 
 def _short(value: Any) -> str:

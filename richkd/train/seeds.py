@@ -69,7 +69,8 @@ class TrainingData:
         self.num_classes = len(info.classes)
         self.preprocessing = Preprocessing(info.mean, info.std, Center.of(views))
         train, validation = (
-            load_split(f"data/{name}.safetensors") for name in ("train", "validation")
+            load_split(f"data/{name}.safetensors", self.num_classes)
+            for name in ("train", "validation")
         )
         self.train = imagesets.for_training(train, self.preprocessing, views, self.device)
         self.validation = (
@@ -160,6 +161,7 @@ def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
         num_classes=data.num_classes,
         params=to_dict(job.params),
         seed=run.seed,
+        saved_together=[f"seed{seed}" for seed in job.seeds],
         data={path: sha256(path) for path in DATA},
         metrics=result,
     )

@@ -2,19 +2,32 @@
 
 import errno
 import json
+import os
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from richkd import weights
 from richkd.base.errors import InputError
-from richkd.base.files import fingerprint, read_json, replacing, sha256, write_array, write_json
+from richkd.base.files import (
+    fingerprint,
+    remove_unfinished,
+    replacing,
+    sha256,
+    write_array,
+    write_json,
+)
+from richkd.base.records import read_json
 from richkd.base.resume import Checkpoint
 from richkd.data.dataset import Info, Split, load_info, load_split, save_info, save_split
+from richkd.evaluate.seeds import write_training
 
 
 def test_replacing_moves_the_finished_file_into_place(tmp_path):
@@ -55,7 +68,7 @@ def test_no_space_left_keeps_the_old_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_without_nan_and_infinity(tmp_path, value):
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError, match="a.json is not written: it would hold NaN or infinity"):
         write_json(tmp_path / "a.json", {"loss": [1.0, value]})
     assert not list(tmp_path.iterdir())
 
@@ -72,6 +85,22 @@ def test_arrays_keep_their_values_and_dtype(tmp_path):
     write_array(tmp_path / "a.npy", array)
     loaded = np.load(tmp_path / "a.npy", allow_pickle=False)
     assert loaded.dtype == np.float16 and np.array_equal(loaded, array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((2, 0, 3), np.float16),
+        np.array(5),
+        np.array([True, False]),
+        np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
+    ],
+)
+def test_arrays_of_every_shape_and_order_are_as_numpy_saves_them(tmp_path, array):
+    write_array(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", np.asarray(array, order="C"))
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array)
 
 
 def test_hashes_follow_from_the_content_alone(tmp_path):
@@ -94,13 +123,13 @@ def test_a_split_and_its_info_come_back(tmp_path, split):
 
 
 @contextmanager
-def no_space():
-    """No file may grow beyond 4,000 bytes: the kernel refuses, as on a full disk.
+def no_space(size=4_000):
+    """No file may grow beyond `size` bytes: the kernel refuses, as on a full disk.
 
     A fixture would limit pytest's own output, too, between a test and the fixture's end.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
@@ -111,6 +140,9 @@ TENSORS = {"a": torch.zeros(5_000)}
 IMAGES = Split(np.zeros((100, 8, 8, 3), np.uint8), np.zeros(100, np.int64))
 WRITERS = {
     "json": lambda: write_json("new/x.json", list(range(5_000))),
+    "csv": lambda: write_training(
+        "x", {"seed0": {"a": 1.0}}, pd.DataFrame({"epoch": range(5_000), "seed": 0})
+    ),
     "array": lambda: write_array("new/x.npy", np.zeros(5_000)),
     "weights": lambda: weights.save("new/x", TENSORS, {}),
     "split": lambda: save_split("new/x.safetensors", IMAGES),
@@ -120,9 +152,66 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_that_does_not_fit_is_named_and_not_there(here, name):
-    with pytest.raises(InputError, match=r"x\.(json|npy|safetensors|pt)"), no_space():
+    said = r"x\.(json|csv|npy|safetensors|pt) could not be written: File too large$"
+    with pytest.raises(InputError, match=said), no_space():
         WRITERS[name]()
     assert not [path for path in here.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_no_file_is_cut_wherever_the_disk_is_full(here, name):
+    """Libraries may lose the error of their last flush: so of a few bytes at the end."""
+    WRITERS[name]()
+    (path,) = (x for x in here.rglob("x.*") if x.stat().st_size > 4_000)
+    size = path.stat().st_size
+    path.unlink()
+    for room in [0, 1, 100, *range(size - size % 4096 - 4096, size, 512), size - 64, size - 1]:
+        with pytest.raises(InputError, match="File too large"), no_space(room):
+            WRITERS[name]()
+        assert not path.exists()
+    assert not list(here.rglob("*.part"))
+    with no_space(size):
+        WRITERS[name]()
+    assert path.stat().st_size == size
+
+
+# --- what killed runs leave ---------------------------------------------------------------------
+
+
+def killed(path):
+    """A process that is killed while it writes `path`; its number."""
+    code = f"""
+import os
+from richkd.base.files import replacing
+with replacing({str(path)!r}) as part:
+    part.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run([sys.executable, "-c", code], env=environment).returncode
+
+
+def test_what_killed_runs_left_is_removed_and_counted(here, capsys):
+    outputs = ["metrics/evaluate/a.json", "predictions/x/shifted/b.npy", "models/x/seed0.json"]
+    for path in outputs:
+        assert killed(path) == -9
+    assert len(list(here.rglob("*.part"))) == 3
+    remove_unfinished()
+    assert not list(here.rglob("*.part"))
+    assert "unfinished files of killed runs are removed: 3, m" in capsys.readouterr().out
+    remove_unfinished()
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_running_process_or_another_machine_writes_is_left_alone(here):
+    with replacing("metrics/a.json") as part:
+        part.write_text("half")
+        remove_unfinished()
+    assert Path("metrics/a.json").read_text() == "half"
+    elsewhere = Path("metrics/.a.json.another-machine.4194999.part")
+    elsewhere.touch()
+    remove_unfinished()
+    assert elsewhere.exists()
 
 
 def test_a_truncated_split_is_refused_by_name(tmp_path, split):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from richkd import classifiers, params, weights
 from richkd.base.errors import InputError
+from richkd.base.files import write_json
 from richkd.base.resume import Checkpoint
 from richkd.clip import zero_shot as clip
 from richkd.clip.training import Captioned, train_clip
@@ -145,6 +147,8 @@ def save(model, path, center=None):
         "scale": model.scale,
         "input": INPUT._asdict(),
         "center": center and center._asdict(),
+        "prompts": ["a photo of {}"],
+        **weights.provenance(CPU),
     }
     weights.save(path, model.state_dict(), record)
     return record
@@ -175,8 +179,9 @@ def test_a_saved_classifier_knows_how_files_are_cut_for_it(tmp_path):
 def test_weights_of_another_clip_are_refused(tmp_path):
     record = save(zero_shot(), tmp_path / "seed0")
     record["embed_dim"] = record["model"]["embed_dim"] = 8
+    write_json(tmp_path / "seed0.json", {"saved_together": ["seed0"], **record})
     with pytest.raises(InputError, match=r"another model: classifier is \(4, 16\) there, \(4, 8\)"):
-        clip.load_zero_shot(tmp_path / "seed0", record)
+        classifiers.load_classifier(tmp_path / "seed0", CPU)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -306,6 +311,8 @@ def test_a_pretrained_classifier_comes_back_from_disk(tiny, published, tmp_path,
         "scale": 100.0,
         "input": expected._asdict(),
         "center": None,
+        "prompts": ["a {}"],
+        **weights.provenance(CPU),
     }
     zero_shot = clip.ZeroShot(model, classifier, 100.0, expected).eval()
     weights.save(tmp_path / "seed0", zero_shot.state_dict(), record)
@@ -384,17 +391,21 @@ def test_local_checkpoints_that_do_not_fit_are_one_line(tiny, published, tmp_pat
     whole = (tmp_path / "tiny.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": state, "evil": evil}, tmp_path / "evil.pt")
+    torch.save({**state, "text_projection": state["text_projection"] / 0}, tmp_path / "nan.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as OpenAI publishes its models
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
     reasons = {
-        "other.pt": "size mismatch for text_projection",
-        "less.pt": 'Missing key.* "text_projection"',
-        "cut.pt": "",
-        "evil.pt": "Weights only load failed",
-        "absent.pt": "No such file",
+        "other.pt": "holds no weights of tiny: .*size mismatch for text_projection",
+        "less.pt": 'holds no weights of tiny: .*Missing key.* "text_projection"',
+        "cut.pt": "is no file of weights alone, or not whole",
+        "evil.pt": "holds an object of posix.system, which is not read",
+        "script.pt": "is a TorchScript archive",
+        "nan.pt": "text_projection holds NaN or infinity",
+        "absent.pt": "could not be read: No such file",
     }
     for file, reason in reasons.items():
-        with pytest.raises(
-            InputError, match=f"{file} holds no weights of tiny: .*{reason}"
-        ) as caught:
+        with pytest.raises(InputError, match=f"{file}:? {reason}") as caught:
             clip.from_checkpoint(tiny, "ours", tmp_path / file)
         assert "\n" not in str(caught.value)
     with pytest.raises(

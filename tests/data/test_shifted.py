@@ -18,8 +18,10 @@ from richkd.data.folder import wnids
 from richkd.data.shifted import read_shifted
 
 CLASSES = trees.WNIDS[:4]
-FILES = Info(name="imagenet", classes=["a", "b", "c", "d"], mean=[], std=[], folders=CLASSES)
-ARRAYS = Info(name="cifar10", classes=["a", "b", "c", "d"], mean=[], std=[])
+FILES = Info(
+    name="imagenet", classes=["a", "b", "c", "d"], mean=[0.5] * 3, std=[0.2] * 3, folders=CLASSES
+)
+ARRAYS = Info(name="cifar10", classes=["a", "b", "c", "d"], mean=[0.5] * 3, std=[0.2] * 3)
 OTHER = "n01484850"  # of ImageNet, and not in the data set
 TEST = Split(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64))
 
@@ -69,7 +71,9 @@ def test_classes_by_their_numbers(tmp_path, capsys):
 
 def test_numbers_are_names_where_the_data_set_is_another(tmp_path):
     trees.shifted(tmp_path / "x", {"7": 0, "12": 1})
-    info = Info(name="folder", classes=["a", "b"], mean=[], std=[], folders=["12", "7"])
+    info = Info(
+        name="folder", classes=["a", "b"], mean=[0.5] * 3, std=[0.2] * 3, folders=["12", "7"]
+    )
     found = read(str(tmp_path / "x"), info)
     assert found.labels.tolist() == [0] * 3 + [1] * 3 and found.paths[0] == "x/12/0.png"
 

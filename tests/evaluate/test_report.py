@@ -124,7 +124,9 @@ def experiment(
             for seed in runs:
                 versions = {"python": "3.11.7", "torch": "2.11"}
                 record = {"seed": seed, "device": "cpu", "threads": 2, "versions": versions}
+                record["saved_together"] = [f"seed{x}" for x in runs]
                 write_json(f"models/{model}/seed{seed}.json", record)
+                Path(f"models/{model}/seed{seed}.safetensors").touch()
     teachers(rng, validation)
 
 

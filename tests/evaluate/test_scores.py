@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
+from richkd.base.errors import InputError
 from richkd.base.files import replacing, write_array, write_json
 from richkd.data import corruptions
 from richkd.data.dataset import CORRUPTED, SHIFTED, Split, save_split
@@ -236,7 +237,7 @@ def test_mean_corruption_error_of_the_whole_benchmark_alone(
 
 
 def test_missing_predictions_are_named(here: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="predictions/x/test.npy"):
+    with pytest.raises(InputError, match="predictions/x/test.npy could not be read: No such file"):
         score("x", np.array([0]), ["fog"], [1])
     assert not (here / "metrics").exists()
 

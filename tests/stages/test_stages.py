@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import platform
 import runpy
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -33,7 +35,8 @@ import stages.prepare
 import stages.teacher
 from richkd import models, params
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, sha256, write_array, write_json
+from richkd.base.files import sha256, write_array, write_json
+from richkd.base.records import read_json
 from richkd.data import cifar_c, corrupted
 from richkd.data import folder as folders
 from richkd.data.corruptions import corrupt
@@ -324,7 +327,7 @@ def test_where_a_path_leads_nowhere_corruptions_are_skipped(request, kind, capsy
 def test_the_fused_teacher_of_what_there_is(folder):
     """One further test set, and no corrupted images."""
     write()
-    Recipe(0.25, 0.5, {"teacher": 1.0, "clip": 1.0}, {}).save()
+    Recipe(0.25, 0.5, {"teacher": 1.0, "clip": 1.0}, {"teacher": "1", "clip": "2"}).save()
     save_split("data/shifted/v2.safetensors", load_split("data/test.safetensors"))
     write_json(
         "data/shifted/sets.json",
@@ -459,3 +462,18 @@ def test_a_name_that_a_stage_does_not_know_is_one_line(folder, monkeypatch, stag
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(stage.__file__, run_name="__main__")
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_stage_removes_what_killed_ones_have_not_finished(folder, monkeypatch, capsys):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    host = platform.node().replace(".", "-")
+    part = Path(f"metrics/evaluate/.x.json.{host}.{int(ended.stdout)}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+    monkeypatch.setattr(sys, "argv", ["stages.x"])
+    stages.run(lambda: print("the stage"))
+    assert not part.exists()
+    assert (
+        "unfinished files of killed runs are removed: 1, metrics/evaluate/.x.json."
+        in capsys.readouterr().out
+    )

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from toys import SCALES, fused, generator, streamed
 
-from richkd.base.files import read_json
+from richkd.base.records import read_json
 from richkd.teachers.fusion import Recipe, fuse_features, load_recipe
 
 IDS, VIEWS = torch.tensor([21, 0, 3, 8]), torch.tensor([17, 0, 4, 11])

@@ -12,7 +12,8 @@ from toys import SCALES
 
 from richkd import losses, models, weights
 from richkd.base.errors import InputError
-from richkd.base.files import read_json, write_json
+from richkd.base.files import write_json
+from richkd.base.records import read_json
 from richkd.classifiers import Loaded, save_classifier
 from richkd.data.dataset import save_split
 from richkd.data.resident import ResidentSet
@@ -71,8 +72,20 @@ def test_the_centre_alone_answers_for_every_view(here, teacher, data):
 def made(here, split, teacher, data):
     """Both teachers, the table of each with all that it is made from in place, and a recipe."""
     save_split(lookup.TRAIN, split)
-    clip = {"kind": "clip", "prompts": ["a photo of {}"], "scale": 10.0}
-    for name, record in (("teacher", {"kind": "classifier"}), ("clip", clip)):
+    look = {"mean": [0.5] * 3, "std": [0.2] * 3}
+    clip = {
+        "kind": "clip",
+        "model": "RN50",
+        "quick_gelu": False,
+        "embed_dim": 8,
+        "input": {"size": 8, "interpolation": "bicubic", **look},
+        "classes": ["a", "b", "c", "d"],
+        "prompts": ["a photo of {}"],
+        "scale": 10.0,
+    }
+    classifier = {"kind": "classifier", "arch": "resnet8", "num_classes": 4, **look}
+    for name, record in (("teacher", classifier), ("clip", clip)):
+        record |= {"center": None, **weights.provenance(CPU)}
         weights.save(f"models/{name}/seed0", teacher.state_dict(), record)
         made_from = lookup.identity(Path(f"models/{name}/seed0"), data.views, "all", None)
         build(name, teacher, data, made_from=made_from)
@@ -164,7 +177,7 @@ def test_a_cache_whose_teacher_is_gone_is_refused(made, data):
 
 def test_a_cache_that_is_not_there_is_named(made, data):
     Path("cache/clip/cache.json").unlink()
-    with pytest.raises(FileNotFoundError, match="cache/clip/cache.json"):
+    with pytest.raises(InputError, match="cache/clip/cache.json could not be read: No such file"):
         opened(data)
 
 
@@ -197,11 +210,11 @@ def test_a_recipe_that_is_not_there_is_one_line(made, data):
 
 def test_files_of_another_version_are_one_line(made, data):
     write_json("cache/fused/fused.json", {"alpha": 0.5})
-    said = "cache/fused/fused.json is of another version of this code: run `dvc repro fusion`"
+    said = "cache/fused/fused.json is damaged or of another version of this code (lam: Field req"
     with pytest.raises(InputError, match=re.escape(said)):
         opened(data, "fused")
     write_json("cache/clip/cache.json", {"shape": {}})
-    said = "cache/clip is of another version of this code: run `dvc repro cache@clip`"
+    said = "cache/clip/cache.json is damaged or of another version of this code (set of views: F"
     with pytest.raises(InputError, match=re.escape(said)):
         opened(data)
 
@@ -344,9 +357,37 @@ def test_a_cache_in_shards_is_used_as_one_in_a_file(small_shards, made, teacher,
 
 
 def test_shards_are_read_in_order_beyond_a_thousand(here):
-    for number in (999, 1000, 101, 2):
-        np.save(f"x-{number:03}.npy", np.full((1, 1), number))
-    assert [int(x[0, 0]) for x in lookup._mapped(here, "x")] == [2, 101, 999, 1000]
+    names = [f"features-{number:03}.npy" for number in (999, 1000, 101, 2)]
+    for number, name in zip((999, 1000, 101, 2), names):
+        np.save(name, np.full((1, 1), number, np.float16))
+    shape = {"views": 1, "images": 4, "classes": 2}
+    record = {"shape": shape, "top k": None, "content": dict.fromkeys(names, "hash")}
+    shards = lookup._mapped(here, "features", record)
+    assert [int(x[0, 0]) for x in shards] == [2, 101, 999, 1000]
+
+
+def test_a_table_that_is_not_whole_is_refused_by_name(made, data, small_shards, teacher):
+    made_from = lookup.identity(Path("models/clip/seed0"), data.views, "all", None)
+    build("clip", teacher, data, made_from=made_from, key="small")
+    opened(data)
+    path = Path("cache/clip/logits-001.npy")
+    whole = path.read_bytes()
+    rows = np.load(path)
+    for change, said in {
+        "gone": "logits-001.npy could not be read: No such file",
+        "cut": "logits-001.npy is not whole",
+        "shorter": "cache/clip has not the 396 rows of logits that its cache.json says",
+        "wider": r"logits-001.npy holds float16 \(80, 5\): must be float16 \(any, 4\)",
+        "doubles": r"logits-001.npy holds float64 \(80, 4\): must be float16 \(any, 4\)",
+    }.items():
+        path.unlink(missing_ok=True)
+        if change == "cut":
+            path.write_bytes(whole[:-1])
+        elif change != "gone":
+            changed = {"shorter": rows[1:], "wider": np.pad(rows, ((0, 0), (0, 1)))}
+            np.save(path, changed.get(change, rows.astype(float)))
+        with pytest.raises(InputError, match=said):
+            opened(data)
 
 
 # --- the largest logits alone -------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_files_that_hold_no_weights_are_one_line(model, tmp_path, evil):
     torch.save({"model": state, "opt": Namespace(lr=0.05)}, tmp_path / "more.pth")
     torch.save({"model": state, "evil": evil}, tmp_path / "evil.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    torch.save({"net": state}, tmp_path / "net.pth")
+    torch.save({"network": state}, tmp_path / "network.pth")
     (tmp_path / "text.pth").write_text("not found")
     for new in (True, False):
         file = io.BytesIO()
@@ -178,7 +178,7 @@ def test_archives_without_the_teacher_are_one_line(model, server, tmp_path, evil
         "of another model: conv1.weight": archive(
             resnet8={"model": {**state, "conv1.weight": state["fc.bias"]}}
         ),
-        "no file of weights alone": archive(resnet8={"model": state, "x": evil}),
+        "holds an object of posix.system": archive(resnet8={"model": state, "x": evil}),
         "not whole, or not a tar": b"not found",
     }
     kept = tmp_path / "cache/richkd/cifar_teachers.tar"
