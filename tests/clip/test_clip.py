@@ -237,6 +237,14 @@ def test_a_loss_that_is_not_a_number_is_an_error(here, split, pixels):
         fit(towers(), split, pixels, dataclasses.replace(TRAINING, lr=1e6))
 
 
+@pytest.mark.parametrize("lr", [1e30, 1e45])
+def test_a_clip_that_the_last_step_broke_is_an_error_and_not_saved(here, split, pixels, lr):
+    broken = dataclasses.replace(TRAINING, steps=1, lr=lr)
+    with pytest.raises(InputError, match="clip: diverged by step 1, .*: lower clip.training.lr"):
+        fit(towers(), split, pixels, broken)
+    assert Checkpoint("clip", "key").load(CPU) is None
+
+
 def test_a_text_that_does_not_fit_is_an_error():
     tokens_of = clip.tokenizer(CONFIG)
     assert tokens_of(["ninety-nine"]).shape == (1, 16)
