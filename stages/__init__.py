@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from richkd import params
-from richkd.base.errors import InputError
+from richkd.base.errors import InputError, stop
 
 if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
     os.environ["TQDM_DISABLE"] = "1"
@@ -57,7 +57,7 @@ def run(
         else:
             main(*words)
     except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+        stop(error)
 
 
 def module() -> str:
@@ -87,4 +87,4 @@ def launch(processes: int, words: list[str]) -> None:
         elastic_launch(config, sys.executable)("-u", "-m", module(), *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        sys.exit(f"error: process {rank} of {processes} ended with exit code {failure.exitcode}")
+        stop(f"process {rank} of {processes} ended with exit code {failure.exitcode}")

@@ -69,24 +69,9 @@ def _load_mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
 
 
 def _torchvision(p: TorchvisionTeacher, num_classes: int) -> ReadyMade:
-    from torchvision.models import get_model_weights
-
     name = f"torchvision/{p.arch}"
-    try:
-        model = models.create(name, num_classes)
-        choices = get_model_weights(p.arch)
-    except ValueError as error:
-        raise InputError(f"teacher.arch: {error}") from None
-    if p.weights not in choices.__members__:
-        allowed = ", ".join(choices.__members__)
-        raise InputError(f"teacher.weights is {p.weights!r}: {p.arch} has {allowed}")
-    chosen = choices[p.weights]
-    classes = len(chosen.meta["categories"])
-    if classes != num_classes:
-        raise InputError(
-            f"torchvision's {p.arch} with weights {p.weights} knows {classes} classes, "
-            f"the data set has {num_classes}"
-        )
+    chosen = models.find_weights(p.arch, p.weights, num_classes)
+    model = models.create(name, num_classes)
     try:
         state: dict[str, Any] = chosen.get_state_dict(progress=True, check_hash=True)
     except (
