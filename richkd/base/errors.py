@@ -33,5 +33,6 @@ def stop(error: object) -> NoReturn:
     from tqdm import tqdm
 
     for bar in list(getattr(tqdm, "_instances", ())):  # there is none before the first bar
+        bar.leave = True  # it ends its line
         bar.close()
     sys.exit(f"error: {one_line(error)}")

@@ -30,7 +30,7 @@ def check(name: str) -> None:
 
 def named_weights(name: str, weights: str) -> WeightsEnum:
     """torchvision's weights of its classifier `name`; InputError where one of both is unknown."""
-    check(name)
+    check(f"torchvision/{name}")
     choices = torchvision.models.get_model_weights(name)
     if weights not in choices.__members__:
         allowed = ", ".join(choices.__members__)

@@ -89,12 +89,12 @@ class Params:
     def __post_init__(self) -> None:
         """Raises InputError where sections do not go together."""
         _check_views(self)
-        _check_classes(self)
         if isinstance(self.dataset, Digits):
             _check_digits(self.dataset)
         if isinstance(self.dataset, Cifar):
             _check_cifar(self.dataset)
         _check_networks(self)
+        _check_classes(self, num_classes(self.dataset))
         _check_shifted_sets(self)
         _check_runtime(self)
         _check_clip(self)
@@ -118,8 +118,6 @@ def _check_networks(params: Params) -> None:
                 models.check_side(name, pixels)
         except InputError as error:
             raise InputError(f"{key}.arch: {error}") from None
-        if isinstance(network, TorchvisionTeacher):
-            models.find_weights(network.arch, network.weights, num_classes(params.dataset))
         if isinstance(network, Training) and network.schedule == "step":
             if late := [epoch for epoch in network.milestones if epoch >= network.epochs]:
                 raise InputError(
@@ -161,15 +159,15 @@ def _check_views(params: Params) -> None:
             )
 
 
-def _check_classes(params: Params) -> None:
-    """At least two classes, and more of them than a table keeps logits."""
-    dataset, top_k = params.dataset, params.cache.top_k
-    classes = num_classes(dataset)
+def _check_classes(params: Params, classes: int | None) -> None:
+    """What must go with the number of classes; None where `prepare` has to count them."""
+    dataset, teacher, top_k = params.dataset, params.teacher, params.cache.top_k
+    if isinstance(teacher, TorchvisionTeacher):
+        models.find_weights(teacher.arch, teacher.weights, classes)
     if classes is None:
         return
-    if classes < 2:
-        kept = dataset.classes if not isinstance(dataset, Cifar) else ()
-        raise InputError(f"dataset.classes is {list(kept)}: must name at least two")
+    if classes < 2 and not isinstance(dataset, Cifar):
+        raise InputError(f"dataset.classes is {list(dataset.classes)}: must name at least two")
     if top_k and top_k >= classes:
         raise InputError(
             f"cache.top_k is {top_k}: must be below the number of classes, {classes}, or null"
@@ -308,6 +306,18 @@ def _read(path: Path | str) -> Params:
         return _checker().validate_json(json.dumps(read_yaml(path)))
     except ValidationError as error:
         raise InputError(one_line(f"{path}: {explain(error.errors(), Params)}")) from None
+
+
+def check_classes(count: int, path: Path | str = "params.yaml") -> None:
+    """Raises InputError where the file does not go with the number of classes that were found.
+
+    The file alone does not tell that number where every folder of images is a class.
+    """
+    params = _read(path)
+    try:
+        _check_classes(params, count)
+    except InputError as error:
+        raise InputError(one_line(f"{path}: {error}")) from None
 
 
 def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:

@@ -10,7 +10,7 @@ from torch import nn
 
 from richkd import models, weights
 from richkd.base import download
-from richkd.base.errors import InputError
+from richkd.base.errors import InputError, one_line
 from richkd.base.files import sha256
 from richkd.data.views import Center, Preprocessing
 from richkd.params import MdistillerTeacher, ReadyMadeTeacher, TorchvisionTeacher
@@ -81,10 +81,15 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> ReadyMade:
     ) as error:  # no network, another hash, or half a file
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"{chosen.url} could not be had ({error}): fetch it where there is a network and put "
-            f"it into {folder}"
+            f"{chosen.url} could not be had ({one_line(error, 100)}): fetch it where there is a "
+            f"network and put it into {folder}"
         ) from None
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"torchvision's weights {p.weights} do not fit its {p.arch}: {one_line(error, 150)}"
+        ) from None
     transforms = chosen.transforms()
     center = Center(
         transforms.resize_size[0], transforms.crop_size[0], transforms.interpolation.value

@@ -245,7 +245,8 @@ class Run:
         row, epochs = self.history[-1], self.training.epochs
         if not math.isfinite(row["loss"]):
             raise InputError(
-                f"{self.title}: the loss is {row['loss']} in epoch {epoch + 1}: lower lr"
+                f"{self.title}: the loss is {row['loss']} in epoch {epoch + 1}: lower lr, or "
+                "the weights of the losses"
             )
         if distributed.rank() > 0:
             return

@@ -326,7 +326,8 @@ def test_every_source_loads(file):
         {"cache": {"teacher": "online", "clip": "all", "top_k": 3, "batch_size": 1}},
     ]
     for section in sections:
-        file.write(section, preset="cifar100")
+        of_imagenet = section.get("teacher", {}).get("source") == "torchvision"
+        file.write(section, preset="imagenet-r34-r18" if of_imagenet else "cifar100")
         (name,) = section
         assert params.to_dict(file.load(name)) == section
 

@@ -212,9 +212,9 @@ REFUSED = {
         {
             L: {"teacher": "teacher", "nst": EVERY["nst"]},
             "cache.teacher": "online",
-            "student.arch": "torchvision/alexnet",
+            "student.arch": "torchvision/mobilenet_v2",
         },
-        f": {L}.nst: the stages of torchvision/alexnet are not known, so it has no feature maps",
+        f": {L}.nst: the stages of torchvision/mobilenet_v2 are not known, so it has no feature ma",
     ),
     "maps of the fused teacher": (
         {L: {"teacher": "fused", "kd": KD, "nst": EVERY["nst"]}, "cache.teacher": "online"},
