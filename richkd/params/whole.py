@@ -162,16 +162,14 @@ def _check_views(params: Params) -> None:
 def _check_classes(params: Params, classes: int | None) -> None:
     """What must go with the number of classes; None where `prepare` has to count them."""
     dataset, teacher, top_k = params.dataset, params.teacher, params.cache.top_k
-    if isinstance(teacher, TorchvisionTeacher):
-        models.find_weights(teacher.arch, teacher.weights, classes)
-    if classes is None:
-        return
-    if classes < 2 and not isinstance(dataset, Cifar):
+    if classes and classes < 2 and not isinstance(dataset, Cifar):
         raise InputError(f"dataset.classes is {list(dataset.classes)}: must name at least two")
-    if top_k and top_k >= classes:
+    if classes and top_k and top_k >= classes:
         raise InputError(
             f"cache.top_k is {top_k}: must be below the number of classes, {classes}, or null"
         )
+    if isinstance(teacher, TorchvisionTeacher):
+        models.find_weights(teacher.arch, teacher.weights, classes)
 
 
 def _check_digits(dataset: Digits) -> None:

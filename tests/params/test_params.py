@@ -110,7 +110,109 @@ def test_refuses(file, name):
     assert all(part in message for part in parts)
 
 
+ENDLESS = 10**30
+BOUNDS = {  # a value that is far too large for each kind of number, by preset and key
+    "digits": {
+        "dataset.train_per_class": 10**9,
+        "dataset.test_images": ENDLESS,
+        "dataset.captioned_images": 10**9,
+        "views.pad": 33,
+        "runtime.seeds_at_once": ENDLESS,
+        "teacher.epochs": ENDLESS,
+        "teacher.lr": 1e38,
+        "teacher.weight_decay": 1e300,
+        "student.batch_size": ENDLESS,
+        "clip.model.embed_dim": 10**9,
+        "clip.model.image_size": 32 * 10**6,
+        "clip.model.vision_layers": [1, 1, 1, 10**6],
+        "clip.model.vision_width": 10**6,
+        "clip.model.text_width": 10**9,
+        "clip.model.text_layers": 10**6,
+        "clip.model.context_length": 10**6,
+        "clip.training.steps": ENDLESS,
+        "clip.training.batch_size": ENDLESS,
+        "clip.training.lr": 1e300,
+        "cache.top_k": ENDLESS,
+        "cache.batch_size": ENDLESS,
+        "evaluate.batch_size": ENDLESS,
+        "calibration.bins": 10**9,
+        "distill.variants.kd.kd.temperature": 1e200,
+        "distill.variants.kd.kd.weight": 1e300,
+        CRD + "dim": 10**9,
+        CRD + "num_negatives": 10**9,
+        CRD + "temperature": 1e200,
+    },
+    "imagenet-r34-r18": {
+        "dataset.validation": ENDLESS,
+        "dataset.unreadable": ENDLESS,
+        "views.size": 10**6,
+        "views.resize": ENDLESS,
+        "views.ratio": [0.5, 1e308],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "value"),
+    [(preset, key, value) for preset, cases in BOUNDS.items() for key, value in cases.items()],
+)
+def test_every_number_has_a_bound(file, preset, key, value):
+    file.write({key: value}, preset=preset)
+    message = file.refusal()
+    assert message.startswith(f": {key}") and "should be less than or equal to " in message
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["{:d} x", "{!z}", "{:{}}", "{:x>3000000000}", "{0}", "{{}}", "{} {{x}}", "{} {}", "}{"],
+)
+def test_a_prompt_holds_bare_braces_once(file, prompt):
+    file.write({"clip.prompts": ["a {}", prompt]})
+    said = "must hold {} once, where the class name goes, and no other brace"
+    assert file.refusal().endswith(f": {said}")
+    file.write({"clip.training.captions": [prompt]})
+    assert file.refusal() == f": clip.training.captions.0 is {prompt!r}: {said}"
+
+
+THERE = {"source": "torchvision", "arch": "resnet180", "weights": "DEFAULT", "min_accuracy": 0}
+NEEDS_ALL = "must be at least 100, one a class"
 ACROSS = {
+    "unknown class": (
+        {"dataset.classes": ["one", "hundred"]},
+        [": dataset.classes has 'hundred': must be numbers, zero to ninety-nine"],
+    ),
+    "one class": ({"dataset.classes": ["one"]}, [": dataset.classes is ['one']: must name at le"]),
+    "validation": ({"dataset.validation_images": 99}, [f"validation_images is 99: {NEEDS_ALL}"]),
+    "test": ({"dataset.test_images": 99}, [f": dataset.test_images is 99: {NEEDS_ALL}"]),
+    "captioned": ({"dataset.captioned_images": 99}, [f"captioned_images is 99: {NEEDS_ALL}"]),
+    "top k": (
+        {"cache.top_k": 100},
+        [": cache.top_k is 100: must be below the number of classes, 100, or null"],
+    ),
+    "top k of few classes": (
+        {"cache.top_k": 2, "dataset.classes": ["one", "two"]},
+        [": cache.top_k is 2: must be below the number of classes, 2, or null"],
+    ),
+    "graphs on a CPU": (
+        {"runtime.step": "graph", "runtime.device": "cpu"},
+        [": runtime.step is 'graph': runtime.device cpu has no graphs, use auto"],
+    ),
+    "student for larger images": (
+        {"student.arch": "torchvision/alexnet"},
+        [": student.arch: model 'torchvision/alexnet' does not take images of 16 x 16 pixels ("],
+    ),
+    "student for images of one size": (
+        {"student.arch": "torchvision/vit_b_16"},
+        [": student.arch: model 'torchvision/vit_b_16' does not take images of 16 x 16 pixels ("],
+    ),
+    "teacher of another kind": (
+        {"teacher.arch": "torchvision/squeezenet1_0"},
+        [": teacher.arch: model 'torchvision/squeezenet1_0' is not supported: its logits must"],
+    ),
+    "weights of other classes": (
+        {"teacher": THERE | {"arch": "resnet18"}},
+        [": teacher.weights is 'DEFAULT': resnet18 with them knows 1000 classes, the data set has"],
+    ),
     "arch": (
         {"student.arch": "resnet9"},
         ["student.arch: model 'resnet9' is unknown: must be one of", "torchvision/<name>"],
@@ -154,7 +256,19 @@ REFUSED_OF_CIFAR = {
     ),
     "trained CLIP without images": (
         {"clip": GOOD["clip"]},
-        ": dataset.captioned_images is 0: clip.source train needs images to train on",
+        ": dataset.captioned_images is 0: clip.source train needs images to train on, at least two",
+    ),
+    "validation of all": (
+        {"dataset.validation": 49_901},
+        ": dataset.validation is 49901: must leave an image a class, so at most 49900",
+    ),
+    "training images that are not there": (
+        {"dataset.validation": 1001, "dataset.train_per_class": 490},
+        ": dataset.train_per_class is 490: must be all or at most 489, what dataset.validation le",
+    ),
+    "captioned images that are not there": (
+        {"dataset.validation": 1000, "dataset.captioned_images": 49_001},
+        ": dataset.captioned_images is 49001: must be at most 49000, what dataset.validation leav",
     ),
 }
 
@@ -168,6 +282,7 @@ def test_refuses_in_cifar100(file, name):
 
 FOLDER = IMAGENET["dataset"] | {"name": "folder", "names": None}
 SETS = {"names": ["fog"], "severities": [1]}
+GENERATED = {"source": "generate", "seed": 0, **SETS}
 DOWNLOADED = {"source": "download", "urls": ["https://example.org/x.tar"], **SETS}
 ORDER = "must be two numbers, the smaller first"
 END = "the number of views of resized_crop is not finite"
@@ -231,6 +346,24 @@ REFUSED_OF_IMAGENET = {
         {"dataset": FOLDER},
         ": corruptions.source is 'path': must be 'generate' for folder",
     ),
+    "graphs of files": (
+        {"runtime.step": "graph"},
+        ": runtime.step is 'graph': the images of imagenet are in files, which graphs cannot read",
+    ),
+    "one class": ({"dataset.classes": ["n1"]}, ": dataset.classes is ['n1']: must name at least"),
+    "weights without classes": (
+        {"teacher": THERE | {"arch": "vgg16", "weights": "IMAGENET1K_FEATURES"}},
+        ": teacher.weights is 'IMAGENET1K_FEATURES': vgg16 with them knows no classes",
+    ),
+    "weights for other images": (
+        {"teacher": THERE | {"arch": "vit_b_16", "weights": "IMAGENET1K_SWAG_E2E_V1"}},
+        ": teacher.weights is 'IMAGENET1K_SWAG_E2E_V1': model 'torchvision/vit_b_16' does not "
+        "take images of 384 x 384 pixels (",
+    ),
+    "weights of other classes": (
+        {"dataset.classes": ["n1", "n2"], "cache.top_k": None},
+        ": teacher.weights is 'IMAGENET1K_V1': resnet34 with them knows 1000 classes, the data s",
+    ),
     "names of ImageNet's classes": (
         {"dataset.names": "x.json"},
         ": dataset.names is not a parameter: did you mean name?",
@@ -244,6 +377,14 @@ def test_refuses_in_imagenet(file, name):
     changes, start = REFUSED_OF_IMAGENET[name]
     file.write(changes, preset="imagenet-r34-r18")
     assert file.refusal().startswith(start)
+
+
+def test_classes_that_prepare_counts_are_held_against_the_file(file):
+    kept = {"dataset": FOLDER, "corruptions": GENERATED, "teacher": GOOD["teacher"]}
+    file.write(kept | {"cache.top_k": 5}, preset="imagenet-r34-r18")
+    params.check_classes(6, path=file.path)
+    with pytest.raises(InputError, match="cache.top_k is 5: must be below the number of cl.*, 5,"):
+        params.check_classes(5, path=file.path)
 
 
 def test_refuses_what_is_of_files_where_images_are_in_arrays(file):
@@ -277,9 +418,6 @@ def test_torchvision_s_models_may_be_student_and_teacher(file):
     assert (loaded.teacher.arch, loaded.student.arch) == tuple(names.values())
 
 
-THERE = {"source": "torchvision", "arch": "resnet180", "weights": "DEFAULT", "min_accuracy": 0}
-
-
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
@@ -294,6 +432,13 @@ def test_a_mistyped_model_of_torchvision_is_told_before_any_work(file, key, chan
         file.load()
     said = f"{key}: model 'torchvision/resnet180' is unknown: torchvision has resnet18, "
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_each_number_in_words_is_a_class_of_digits(file):
+    from richkd.data.digits import CLASSES
+
+    file.write({"dataset.classes": CLASSES})
+    assert list(file.load("dataset").dataset.classes) == CLASSES
 
 
 def test_every_source_loads(file):
