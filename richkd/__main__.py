@@ -1,11 +1,10 @@
 """`python -m richkd preset NAME` replaces params.yaml by a ready-made file."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from richkd import params
-from richkd.base.errors import InputError
+from richkd.base.errors import InputError, stop
 from richkd.base.files import replacing
 
 PRESETS = Path("presets")
@@ -23,7 +22,7 @@ def main() -> None:
         with replacing("params.yaml") as part:
             part.write_text(source.read_text())
     except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+        stop(error)
     print(f"params.yaml is now {source}")
 
 

@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from richkd.base import distributed
 from richkd.base.errors import InputError, one_line
 
+# What torch says where memory on the CPU runs out, where a size has no place in 64 bits, or where a
+# CUDA graph gets no memory. It has no exception of its own for these.
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "calculation overflowed",
+    "CUDA error: out of memory",  # where a graph gets no memory, and from libraries
+)
+
 
 class Images(Protocol):
     """Normalised images for a model: a tensor (N, 3, H, W), or an object with these of its methods.
@@ -60,14 +69,18 @@ def free_memory(device: torch.device) -> int:
 
 @contextmanager
 def out_of_memory(lower: str) -> Iterator[None]:
-    """If the device's memory runs out in the block, raise InputError, which names `lower`.
+    """If the memory of the device or of the CPU runs out in the block, raise InputError.
 
     `lower` says which params take less memory when they are lower.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"out of memory: lower {lower} ({one_line(error)})") from None
+    except (MemoryError, RuntimeError) as error:  # of numpy; of torch
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            part in str(error) for part in NO_MEMORY
+        ):
+            raise
+        raise InputError(f"out of memory: lower {lower} ({one_line(error, 120)})") from None
 
 
 def divergence(model: nn.Module, loss: float) -> str | None:

@@ -17,7 +17,7 @@ if sys.argv[0] == "-m":  # `python -m stages.<name>` is at its beginning, before
 
 from richkd import params
 from richkd.base import kept
-from richkd.base.errors import InputError
+from richkd.base.errors import InputError, stop
 from richkd.base.files import remove_unfinished
 
 if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
@@ -67,8 +67,7 @@ def run(
             else:
                 main(*words)
     except (InputError, OSError) as error:
-        _signals.close_bars()
-        sys.exit(f"error: {error}")
+        stop(error)
 
 
 def module() -> str:
@@ -101,7 +100,7 @@ def launch(processes: int, words: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def end_all(number: int, frame: FrameType | None) -> None:
         for process in psutil.Process().children():
             process.kill()
         print(file=sys.stderr)  # ends the line of a progress bar
@@ -109,7 +108,7 @@ def launch(processes: int, words: list[str]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) == _signals.end:
-            signal.signal(number, stop)
+            signal.signal(number, end_all)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -126,4 +125,4 @@ def launch(processes: int, words: list[str]) -> None:
         elastic_launch(config, sys.executable)("-u", "-m", module(), *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        sys.exit(f"error: process {rank} of {processes} ended with exit code {failure.exitcode}")
+        stop(f"process {rank} of {processes} ended with exit code {failure.exitcode}")

@@ -9,6 +9,8 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
+from richkd.base.errors import close_bars
+
 
 def install() -> None:
     """Set the handlers, in a process that was started as a stage.
@@ -31,10 +33,3 @@ def end(number: int, frame: FrameType | None) -> None:
         sys.stdout.flush()
     os.write(2, b"interrupted; the same command goes on\n")
     os._exit(128 + number)
-
-
-def close_bars() -> None:
-    """End the line of each progress bar, so that what follows begins a new one."""
-    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # it may not be imported yet
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()

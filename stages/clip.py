@@ -21,8 +21,7 @@ INFO, CAPTIONED = "data/info.json", "data/captioned.safetensors"
 def main() -> None:
     settings = params.load("clip", "runtime.device", "runtime.precision", "runtime.deterministic")
     device = engine.pick_device(settings.runtime.device, settings.runtime.deterministic)
-    info = load_info(INFO)
-    wanted = settings.clip
+    info, wanted = load_info(INFO), settings.clip
     prompts, tokens_of = zero_shot.templates(wanted.prompts), zero_shot.tokenizer(wanted.model)
     checkpoint = resume.Checkpoint(
         "clip", resume.key(params.to_dict(settings), [INFO, CAPTIONED, __file__])
@@ -30,6 +29,7 @@ def main() -> None:
     kept.forget("models/clip")
     metrics, made_from, quick_gelu = {}, {INFO: sha256(INFO)}, False
     if wanted.source == "train":
+        tokens_of([x.format(name) for x in prompts for name in info.classes])  # none is too long
         clip, metrics["loss"] = train(settings, info, tokens_of, device, checkpoint)
         made_from[CAPTIONED] = sha256(CAPTIONED)
     else:
@@ -65,6 +65,7 @@ def main() -> None:
     print(f"models/clip: a classifier of {len(info.classes)} classes, metrics/train/clip.json")
 
 
+@engine.out_of_memory("clip.training.batch_size, or the sizes in clip.model")
 def train(
     settings: SimpleNamespace,
     info: Info,

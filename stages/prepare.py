@@ -18,6 +18,7 @@ def main() -> None:
     splits: Mapping[str, Split | Manifest]
     if isinstance(dataset, params.Folder | params.ImageNet):
         splits, info = prepare_folders(dataset)
+        params.check_classes(len(info.classes))
     else:
         prepare = prepare_digits if dataset.name == "digits" else prepare_cifar
         arrays, classes = prepare(dataset)

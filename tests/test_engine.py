@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,27 @@ def test_running_out_of_memory_says_what_to_lower():
         engine.out_of_memory("a.batch_size"),
     ):
         raise torch.OutOfMemoryError("no room left")
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda: torch.empty(10**13),
+        lambda: torch.empty(10**18, 10**3),
+        lambda: np.empty(10**14),
+    ],
+)
+def test_running_out_of_memory_on_the_cpu_says_what_to_lower(take):
+    with (
+        pytest.raises(InputError, match="^out of memory: lower a.batch_size [(][^\n]*[)]$"),
+        engine.out_of_memory("a.batch_size"),
+    ):
+        take()
+
+
+def test_other_errors_are_not_called_a_want_of_memory():
+    with pytest.raises(RuntimeError, match="shape"), engine.out_of_memory("a.batch_size"):
+        torch.zeros(2).view(3)
 
 
 def test_deterministic_kernels_are_asked_for_and_left_again():

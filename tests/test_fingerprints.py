@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from richkd.fingerprints import code_fingerprints
 
@@ -385,6 +386,43 @@ def test_bad_params_are_one_line_and_nothing_is_written(tree):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: params.yaml: ") and done.stderr.count("\n") == 1
     assert content(tree / "fingerprints") == {"distill/old.json": "{}"}
+
+
+WANTED_IN_VAIN = {
+    "device": ("digits", "  device: auto", "  device: cuda", "runtime.device is 'cuda': no CUDA"),
+    "graphs": (
+        "digits",
+        "  step: auto",
+        "  step: graph",
+        "runtime.step is 'graph': no CUDA device",
+    ),
+    "model": (
+        "cifar100",
+        "model: ViT-L-14",
+        "model: ViT-L-15",
+        "clip.model is 'ViT-L-15': must be",
+    ),
+    "tag": (
+        "cifar100",
+        "tag: openai",
+        "tag: openia",
+        "clip.tag is 'openia': ViT-L-14 has openai, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WANTED_IN_VAIN)
+def test_what_is_not_to_be_had_is_told_before_any_work(tree, name):
+    preset, old, new, said = WANTED_IN_VAIN[name]
+    if "CUDA" in said and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    text = (ROOT / f"presets/{preset}.yaml").read_text()
+    assert old in text
+    (tree / "params.yaml").write_text(text.replace(old, new, 1))
+    done = run_code(tree)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+    assert len(done.stderr) <= 301 and not (tree / "fingerprints").exists()
 
 
 def test_the_stage_needs_no_torch():

@@ -54,8 +54,7 @@ def create_clip(
     import open_clip
 
     if isinstance(model, str):
-        if model not in open_clip.list_models():
-            raise InputError(f"clip.model is {model!r}: must be one of open_clip.list_models()")
+        check_names(model)
         logging.disable(logging.WARNING)  # open_clip warns of random weights, which we want here
         try:
             return open_clip.create_model(
@@ -77,6 +76,16 @@ def create_clip(
         layers=model.text_layers,
     )
     return open_clip.CLIP(model.embed_dim, vision, text)
+
+
+def check_names(model: str, tag: str | None = None) -> None:
+    """Raises InputError where open_clip does not know the model, or has no such tag of it."""
+    import open_clip
+
+    if model not in open_clip.list_models():
+        raise InputError(f"clip.model is {model!r}: must be one of open_clip.list_models()")
+    if tag:
+        _published(model, tag)
 
 
 def pretrained(model: str, tag: str) -> tuple[nn.Module, bool]:

@@ -10,22 +10,26 @@ and add the names that `build` takes to `FAMILIES` below. The tests then cover t
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from richkd.base.errors import InputError
+from richkd.base.errors import InputError, one_line
 from richkd.models.maps import stage_names, with_maps
 from richkd.models.output import ModelOutput
 
 if TYPE_CHECKING:
     from torch import nn
+    from torchvision.models import WeightsEnum
 
 __all__ = [
     "REFERENCE_NAMES",
     "ModelOutput",
     "check_name",
+    "check_side",
     "check_stages",
     "create",
+    "find_weights",
     "names",
     "stage_names",
     "with_maps",
@@ -92,12 +96,62 @@ def check_stages(student: str, teacher: str) -> None:
 
     Imports torch, and makes both networks without memory for their weights.
     """
-    import torch
-
-    with torch.device("meta"):
-        own, theirs = (len(stage_names(create(name, 2))) for name in (student, teacher))
+    own, theirs = (len(stage_names(_without_memory(name))) for name in (student, teacher))
     if own != theirs:
         raise InputError(
             f"feature maps are compared stage by stage: {student} has {own} stages, "
             f"{teacher} {theirs}"
         )
+
+
+@cache
+def check_side(name: str, side: int) -> None:
+    """Raises InputError for a network that `create` refuses, or that does not take such images.
+
+    The images are square, `side` pixels wide. Imports torch, and makes the network without memory
+    for its weights.
+    """
+    import torch
+
+    network = _without_memory(name)
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad():
+            network(torch.zeros(2, 3, side, side, device=device))
+    except Exception as error:  # the kind of error depends on the network
+        reason = one_line(error, 80)
+        raise InputError(
+            f"model {name!r} does not take images of {side} x {side} pixels ({reason})"
+        ) from None
+
+
+def find_weights(name: str, weights: str, num_classes: int | None) -> WeightsEnum:
+    """The weights that torchvision has for its classifier `name`; their file is not fetched yet.
+
+    Raises InputError where there are none of that name, where they do not know `num_classes`
+    classes (None: not known yet), and where `torchvision/<name>` does not take the images that they
+    were trained on. Imports torch.
+    """
+    chosen: WeightsEnum = import_module("richkd.models.torchvision").named_weights(name, weights)
+    classes = len(chosen.meta["categories"] or ())
+    if not classes or num_classes not in (None, classes):
+        raise InputError(
+            f"teacher.weights is {weights!r}: {name} with them knows {classes or 'no'} classes"
+            + (f", the data set has {num_classes}" if num_classes else "")
+        )
+    try:
+        check_side(f"torchvision/{name}", chosen.transforms().crop_size[0])
+    except InputError as error:
+        raise InputError(f"teacher.weights is {weights!r}: {error}") from None
+    return chosen
+
+
+def _without_memory(name: str) -> nn.Module:
+    """The network of that name, for two classes, without memory for its weights if possible."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return create(name, 2)
+    except NotImplementedError:  # torchvision's RegNets read numbers back while they are built
+        return create(name, 2)

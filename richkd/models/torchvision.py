@@ -4,6 +4,7 @@ from difflib import get_close_matches
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from richkd.base.errors import InputError
 from richkd.models.output import ModelOutput
@@ -25,6 +26,17 @@ def check(name: str) -> None:
     if short not in known:
         close = ", ".join(get_close_matches(short, known, n=5, cutoff=0))
         raise InputError(f"model {name!r} is unknown: torchvision has {close} and others")
+
+
+def named_weights(name: str, weights: str) -> WeightsEnum:
+    """torchvision's weights of its classifier `name`; InputError where one of both is unknown."""
+    check(f"torchvision/{name}")
+    choices = torchvision.models.get_model_weights(name)
+    if weights not in choices.__members__:
+        allowed = ", ".join(choices.__members__)
+        raise InputError(f"teacher.weights is {weights!r}: {name} has {allowed}")
+    chosen: WeightsEnum = choices[weights]
+    return chosen
 
 
 def build(name: str, num_classes: int) -> nn.Module:

@@ -44,7 +44,7 @@ from richkd.params.students import (
     Training,
     Variant,
 )
-from richkd.params.whole import Calibration, Params, Runtime, load, to_dict
+from richkd.params.whole import Calibration, Params, Runtime, check_classes, load, to_dict
 
 __all__ = [
     "At",
@@ -88,6 +88,7 @@ __all__ = [
     "Training",
     "Variant",
     "Views",
+    "check_classes",
     "load",
     "to_dict",
 ]

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic_core import ErrorDetails
 
+from richkd.base.errors import one_line
+
 
 def explain(errors: Sequence[ErrorDetails], whole: type) -> str:
     """One line about one wrong key of params.yaml: its value, and what is allowed.
@@ -16,7 +18,7 @@ def explain(errors: Sequence[ErrorDetails], whole: type) -> str:
     """
     error = _most_telling(errors, whole)
     keys = _keys(error, whole)
-    key = ".".join(part if part.isprintable() else repr(part) for part in keys)
+    key = one_line(".".join(_shown(part) for part in keys), 120)
     if error["type"] == "unexpected_keyword_argument":
         allowed = [field.name for field in fields(_follow(error["loc"][:-1], whole)[1])]
         close = get_close_matches(keys[-1], allowed, n=1)
@@ -27,14 +29,21 @@ def explain(errors: Sequence[ErrorDetails], whole: type) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{key}.{_discriminator(error)} is missing"
     if error["type"] == "union_tag_invalid":
-        tag, allowed_tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
-        return f"{key}.{_discriminator(error)} is {tag!r}: must be one of {allowed_tags}"
+        tag, allowed_tags = repr(error["ctx"]["tag"]), error["ctx"]["expected_tags"]
+        where = f"{key}.{_discriminator(error)}"
+        return f"{where} is {one_line(tag, 80)}: must be one of {allowed_tags}"
+    value = one_line(repr(error["input"]), 80)
     if not key:  # a check across sections names its keys itself
         return _message(error)
     if error["loc"][-1] == "[key]":  # what pydantic says of a name in a section of named values
-        return f"{key} has the name {error['input']!r}: {_message(error)}"
+        return f"{key} has the name {value}: {_message(error)}"
     same = [_message(other) for other in errors if _keys(other, whole) == keys]
-    return f"{key} is {error['input']!r}: {' or '.join(same)}"
+    return f"{key} is {value}: {' or '.join(same)}"
+
+
+def _shown(part: str) -> str:
+    """A key as it is, or with its control characters escaped; the middle of a long one left out."""
+    return one_line(part if part.isprintable() else repr(part), 60)
 
 
 def _most_telling(errors: Sequence[ErrorDetails], whole: type) -> ErrorDetails:

@@ -7,7 +7,6 @@ from pydantic import Field
 from richkd.params.kinds import (
     Count,
     ListOf,
-    Positive,
     Seed,
     Sha256,
     Text,
@@ -39,6 +38,10 @@ Corruption = Literal[Benchmark, Extra]
 BENCHMARK: tuple[str, ...] = get_args(Benchmark)
 EXTRA: tuple[str, ...] = get_args(Extra)
 
+Composed = Annotated[int, Field(ge=1, le=10**6)]  # images, which `prepare` composes one by one
+Positive = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+
 
 @section
 class Digits:
@@ -46,10 +49,10 @@ class Digits:
 
     name: Literal["digits"]
     classes: Literal["all"] | ListOf[str]  # all, or the class names to keep
-    train_per_class: Count  # labelled training images a class
-    validation_images: Count
-    test_images: Count
-    captioned_images: Count  # what CLIP is trained on, composed of the training scans
+    train_per_class: Composed  # labelled training images a class
+    validation_images: Composed
+    test_images: Composed
+    captioned_images: Composed  # what CLIP is trained on, composed of the training scans
     seed: Seed
 
 
@@ -105,7 +108,7 @@ class PaddedCrops:
     """Every crop of the image padded by `pad` pixels, and with `flip` its mirror image."""
 
     augmentation: Literal["padded_crop"]
-    pad: Whole
+    pad: Annotated[int, Field(ge=0, le=32)]
     flip: bool
 
 
@@ -114,14 +117,37 @@ class ResizedCrops:
     """Training: a crop of random size and shape, resized. Inference: the centre of the image."""
 
     augmentation: Literal["resized_crop"]
-    size: Annotated[int, Field(ge=16)]  # side of what the networks see, in pixels
-    resize: Count  # length of the shorter side before the centre is cut out, in pixels
+    size: Annotated[int, Field(ge=16, le=4096)]  # side of what the networks see, in pixels
+    # Length of the shorter side before the centre is cut out, in pixels.
+    resize: Annotated[int, Field(ge=16, le=4096)]
     scale: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]  # of the area
-    ratio: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]  # width to height
+    ratio: Annotated[tuple[Ratio, ...], Field(min_length=2, max_length=2)]  # width to height
     flip: bool
 
 
 Views = PaddedCrops | ResizedCrops
+Dataset = Digits | Cifar | ImageNet | Folder
+
+_UNITS = "one|two|three|four|five|six|seven|eight|nine"
+_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+NUMBER_NAMES = (  # the classes of `digits`
+    f"zero|{_UNITS}|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
+    f"({_TENS})(-({_UNITS}))?"
+)
+PER_CLASS = {"cifar10": 5000, "cifar100": 500}  # training images, as published
+CLASSES = {"digits": 100, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
+SIDES = {"digits": 16, "cifar10": 32, "cifar100": 32}  # in pixels
+
+
+def num_classes(dataset: Dataset) -> int | None:
+    """The number of classes; None where the images' folders alone tell it."""
+    kept = "all" if isinstance(dataset, Cifar) else dataset.classes
+    return CLASSES.get(dataset.name) if kept == "all" else len(kept)
+
+
+def side(dataset: Dataset, views: Views) -> int:
+    """The side, in pixels, of the square images that a student sees."""
+    return views.size if isinstance(views, ResizedCrops) else SIDES[dataset.name]
 
 
 @section

@@ -1,7 +1,6 @@
 """The kinds of values in params.yaml, and the decorator that makes a class one of its sections."""
 
 import re
-from string import Formatter
 from typing import Annotated, TypeVar, cast, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -27,12 +26,9 @@ def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
 
 
 def _template(text: str) -> str:
-    try:
-        fields = [field for _, field, _, _ in Formatter().parse(text) if field is not None]
-    except ValueError:  # a lone brace
-        fields = []
-    if fields != [""]:
-        raise ValueError("must hold {} once, where the class name goes")
+    # Nothing between the braces: `{:>9}` is a width, and `{{` a brace that would be written as one.
+    if text.count("{}") != 1 or re.search("[{}]", text.replace("{}", "")):
+        raise ValueError("must hold {} once, where the class name goes, and no other brace")
     return text
 
 
@@ -42,15 +38,30 @@ def _name(text: str) -> str:
     return text
 
 
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+# Every number has a bound. The bounds are far beyond what anybody trains, and they exist so that a
+# slip of the keyboard is told at once, and not by a full memory or a run without end.
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of images
+Whole = Annotated[int, Field(ge=0, le=10**9)]  # the same, or none
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
+Batch = Annotated[int, Field(ge=1, le=10**6)]  # images in a batch
+TrainingBatch = Annotated[int, Field(ge=2, le=10**6)]  # BatchNorm and contrasts need two
+Width = Annotated[int, Field(ge=1, le=2**16)]  # of a layer, or of a space of features
+Layers = Annotated[int, Field(ge=1, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+# Losses are computed in 32 bits, which end at 3e38: no product of these comes near it.
+Rate = Annotated[float, Field(gt=0, le=10**6)]  # of learning
+Temperature = Annotated[float, Field(ge=0.001, le=1000)]
+Weight = Annotated[float, Field(ge=0, le=10**6)]
+Decay = Annotated[float, Field(ge=0, le=1000)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(_name)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# The normalisation of an image in [0, 1], a number a channel.
+Means = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
+Deviations = Annotated[
+    tuple[Annotated[float, Field(ge=0.001, le=1)], ...], Field(min_length=3, max_length=3)
+]
 # A list with at least one item and none twice.
 ListOf = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(_distinct)]
 Urls = ListOf[Annotated[str, Field(pattern="^https?://")]]

@@ -5,16 +5,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from richkd.params.kinds import (
-    Count,
+    Batch,
+    Decay,
+    Deviations,
+    Layers,
     ListOf,
-    Positive,
+    Means,
     Prompts,
+    Rate,
     Seed,
     Sha256,
     Share,
     Text,
+    TrainingBatch,
     Urls,
-    Weight,
+    Width,
     section,
 )
 from richkd.params.students import Training
@@ -35,8 +40,8 @@ class CheckpointTeacher:
     arch: str
     path: Text
     sha256: Sha256  # of the file, since DVC does not see it change
-    mean: Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]  # of its input
-    std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
+    mean: Means  # of its input
+    std: Deviations
     min_accuracy: Share
 
 
@@ -69,14 +74,14 @@ Teacher = TrainedTeacher | ReadyMadeTeacher
 class ClipTowers:
     """Small towers for `open_clip.CLIP`: a modified ResNet and a text transformer."""
 
-    embed_dim: Count
-    image_size: Annotated[int, Field(ge=32, multiple_of=32)]  # images are resized to it
-    vision_layers: Annotated[tuple[Count, ...], Field(min_length=4, max_length=4)]
-    vision_width: Annotated[int, Field(ge=2, multiple_of=2)]
-    text_width: Count
-    text_layers: Count
-    text_heads: Count
-    context_length: Annotated[int, Field(ge=4)]
+    embed_dim: Width
+    image_size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)]  # images are resized to it
+    vision_layers: Annotated[tuple[Layers, ...], Field(min_length=4, max_length=4)]
+    vision_width: Annotated[int, Field(ge=2, le=4096, multiple_of=2)]
+    text_width: Width
+    text_layers: Layers
+    text_heads: Width
+    context_length: Annotated[int, Field(ge=4, le=4096)]
 
 
 @section
@@ -84,10 +89,10 @@ class ClipTraining:
     """How AdamW trains CLIP with the contrastive loss on captioned images."""
 
     captions: Prompts  # templates, one drawn at random for each image and step
-    steps: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    lr: Positive
-    weight_decay: Weight
+    steps: Annotated[int, Field(ge=1, le=10**9)]
+    batch_size: TrainingBatch
+    lr: Rate
+    weight_decay: Decay
     seed: Seed
 
 
@@ -137,8 +142,8 @@ class Cache:
     teacher: Literal["center", "all", "online"]
     clip: Literal["center", "all"]
     # How many of the largest logits a table keeps for a view, with the mean of the rest; null: all.
-    top_k: Count | None
-    batch_size: Count
+    top_k: Annotated[int, Field(ge=1, le=10**6)] | None
+    batch_size: Batch
 
 
 @section

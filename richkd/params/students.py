@@ -9,7 +9,19 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from richkd.params.kinds import Count, ListOf, Positive, Seed, Share, Weight, Whole, section
+from richkd.params.kinds import (
+    Decay,
+    Epochs,
+    ListOf,
+    Rate,
+    Seed,
+    Share,
+    Temperature,
+    TrainingBatch,
+    Weight,
+    Width,
+    section,
+)
 
 Class = TypeVar("Class")
 
@@ -19,13 +31,13 @@ class Training:
     """A classifier and how SGD trains it."""
 
     arch: str
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    lr: Positive
+    epochs: Epochs
+    batch_size: TrainingBatch
+    lr: Rate
     schedule: Literal["step", "onecycle"]
-    milestones: tuple[Count, ...]  # epochs at which `step` multiplies the rate by 0.1
+    milestones: tuple[Epochs, ...]  # epochs at which `step` multiplies the rate by 0.1
     momentum: Share
-    weight_decay: Weight
+    weight_decay: Decay
 
 
 @section
@@ -37,7 +49,8 @@ class Term:
     """
 
     weight: Weight
-    warm_up: Whole = 0  # epochs in which the weight rises linearly from 0; 0: full from the start
+    # Epochs in which the weight rises linearly from 0; 0: full from the start.
+    warm_up: Annotated[int, Field(ge=0, le=10**6)] = 0
 
     # Whether the loss compares feature maps, which only a conventional teacher that runs along has.
     needs_maps: ClassVar[bool] = False
@@ -63,7 +76,7 @@ class Ce(Term):
 class Kd(Term):
     """Hinton's knowledge distillation."""
 
-    temperature: Positive
+    temperature: Temperature
     standardize: bool = False  # scale each row of logits to mean 0 and deviation 1 first
 
 
@@ -73,14 +86,14 @@ class Dkd(Term):
 
     alpha: Weight
     beta: Weight
-    temperature: Positive
+    temperature: Temperature
 
 
 @section
 class Mlkd(Term):
     """Multi-level logit distillation: images, batch and classes, at several temperatures."""
 
-    temperatures: ListOf[Positive]
+    temperatures: ListOf[Temperature]
 
 
 @section
@@ -89,7 +102,7 @@ class Dist(Term):
 
     beta: Weight
     gamma: Weight
-    temperature: Positive
+    temperature: Temperature
 
 
 @section
@@ -114,10 +127,11 @@ class Pkt(Term):
 class Crd(Term):
     """Contrastive representation distillation."""
 
-    dim: Count  # of the space in which features are compared
-    num_negatives: Count  # images of other classes that each image is compared with
+    dim: Width  # of the space in which features are compared
+    # Images of other classes that each image is compared with.
+    num_negatives: Annotated[int, Field(ge=1, le=10**6)]
     negatives: Literal["auto", "per_sample", "shared"]  # auto: shared above 200,000 images
-    temperature: Annotated[float, Field(ge=0.02)]  # exp(1/temperature) must fit 32 bits
+    temperature: Annotated[float, Field(ge=0.02, le=1000)]  # exp(1/temperature) must fit 32 bits
     momentum: Annotated[float, Field(ge=0, lt=1)]  # share of its old value that a memory keeps
 
 
@@ -125,7 +139,7 @@ class Crd(Term):
 class At(Term):
     """Attention transfer: where the feature maps are large, by the mean of their p-th powers."""
 
-    p: Positive
+    p: Annotated[float, Field(gt=0, le=10)]
     needs_maps = True
 
 

@@ -6,6 +6,7 @@ not declare.
 """
 
 import json
+import re
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -13,25 +14,27 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
 
 from richkd import models
 from richkd.base.errors import InputError, one_line
 from richkd.params.explain import explain
 from richkd.params.images import (
+    CLASSES,
     CORRUPTION_SOURCES,
+    NUMBER_NAMES,
+    PER_CLASS,
     Cifar,
     Corruptions,
+    Dataset,
     Digits,
-    Folder,
     Folders,
-    ImageNet,
     ResizedCrops,
     Views,
+    num_classes,
+    side,
 )
-from richkd.params.kinds import Count, Name, Share, Text, section
+from richkd.params.kinds import Batch, Name, Share, Text, section
+from richkd.params.reading import read_yaml
 from richkd.params.sources import (
     Cache,
     Clip,
@@ -52,23 +55,24 @@ class Runtime:
     precision: Literal["fp32", "bf16"]
     deterministic: bool  # kernels that give the same bits again on the same device
     step: Literal["auto", "eager", "graph", "compile"]  # auto: graph where that is possible
-    seeds_at_once: Count  # students trained side by side on one device
+    # Students trained side by side on one device.
+    seeds_at_once: Annotated[int, Field(ge=1, le=1000)]
 
 
 @section
 class Evaluate:
-    batch_size: Count
+    batch_size: Batch
 
 
 @section
 class Calibration:
-    bins: Count
+    bins: Annotated[int, Field(ge=1, le=10_000)]
     threshold: Share  # confident means a largest probability of at least this
 
 
 @section
 class Params:
-    dataset: Annotated[Digits | Cifar | ImageNet | Folder, Field(discriminator="name")]
+    dataset: Annotated[Dataset, Field(discriminator="name")]
     views: Annotated[Views, Field(discriminator="augmentation")]
     runtime: Runtime
     teacher: Annotated[Teacher, Field(discriminator="source")]
@@ -84,10 +88,15 @@ class Params:
 
     def __post_init__(self) -> None:
         """Raises InputError where sections do not go together."""
-        _check_networks(self)
         _check_views(self)
+        if isinstance(self.dataset, Digits):
+            _check_digits(self.dataset)
+        if isinstance(self.dataset, Cifar):
+            _check_cifar(self.dataset)
+        _check_networks(self)
+        _check_classes(self, num_classes(self.dataset))
         _check_shifted_sets(self)
-        _check_runtime(self.runtime)
+        _check_runtime(self)
         _check_clip(self)
         _check_sources(self)
         for name, variant in self.distill.variants.items():
@@ -96,10 +105,17 @@ class Params:
 
 
 def _check_networks(params: Params) -> None:
-    """Known architectures, whose learning rate falls before the training ends."""
+    """Networks that there are and that take the images; rates that fall before the training ends.
+
+    Our own networks take all images of 16 x 16 pixels and more.
+    """
+    pixels = side(params.dataset, params.views)
     for key, network in (("teacher", params.teacher), ("student", params.student)):
+        name = _architecture(network)
         try:
-            models.check_name(_architecture(network))
+            models.check_name(name)
+            if name.startswith("torchvision/") and not isinstance(network, TorchvisionTeacher):
+                models.check_side(name, pixels)
         except InputError as error:
             raise InputError(f"{key}.arch: {error}") from None
         if isinstance(network, Training) and network.schedule == "step":
@@ -143,6 +159,54 @@ def _check_views(params: Params) -> None:
             )
 
 
+def _check_classes(params: Params, classes: int | None) -> None:
+    """What must go with the number of classes; None where `prepare` has to count them."""
+    dataset, teacher, top_k = params.dataset, params.teacher, params.cache.top_k
+    if classes and classes < 2 and not isinstance(dataset, Cifar):
+        raise InputError(f"dataset.classes is {list(dataset.classes)}: must name at least two")
+    if classes and top_k and top_k >= classes:
+        raise InputError(
+            f"cache.top_k is {top_k}: must be below the number of classes, {classes}, or null"
+        )
+    if isinstance(teacher, TorchvisionTeacher):
+        models.find_weights(teacher.arch, teacher.weights, classes)
+
+
+def _check_digits(dataset: Digits) -> None:
+    """Classes that there are, and an image a class in every part."""
+    classes = dataset.classes if dataset.classes != "all" else ()
+    if unknown := [name for name in classes if not re.fullmatch(NUMBER_NAMES, name)]:
+        raise InputError(
+            f"dataset.classes has {unknown[0]!r}: must be numbers, zero to ninety-nine"
+        )
+    needed = len(classes) or CLASSES["digits"]
+    for key in ("validation_images", "test_images", "captioned_images"):
+        if (count := getattr(dataset, key)) < needed:
+            raise InputError(f"dataset.{key} is {count}: must be at least {needed}, one a class")
+
+
+def _check_cifar(dataset: Cifar) -> None:
+    """No more images than there are."""
+    classes, per_class = CLASSES[dataset.name], PER_CLASS[dataset.name]
+    left = classes * per_class - dataset.validation
+    if left < classes:
+        raise InputError(
+            f"dataset.validation is {dataset.validation}: must leave an image a class, so at most "
+            f"{classes * (per_class - 1)}"
+        )
+    # Validation takes the same number from every class, or one more from some.
+    if dataset.train_per_class != "all" and dataset.train_per_class > (most := left // classes):
+        raise InputError(
+            f"dataset.train_per_class is {dataset.train_per_class}: must be all or at most {most}, "
+            "what dataset.validation leaves of each class"
+        )
+    if dataset.captioned_images > left:
+        raise InputError(
+            f"dataset.captioned_images is {dataset.captioned_images}: must be at most {left}, "
+            "what dataset.validation leaves"
+        )
+
+
 def _check_shifted_sets(params: Params) -> None:
     """A path is a folder of images in files; a pair of paths is images and labels in arrays."""
     in_files = isinstance(params.dataset, Folders)
@@ -154,11 +218,20 @@ def _check_shifted_sets(params: Params) -> None:
             )
 
 
-def _check_runtime(runtime: Runtime) -> None:
+def _check_runtime(params: Params) -> None:
+    """Steps that the device and the images allow."""
+    runtime = params.runtime
     if runtime.step == "compile" and runtime.seeds_at_once > 1:
         raise InputError(
             f"runtime.seeds_at_once is {runtime.seeds_at_once}: must be 1 where runtime.step "
             "is 'compile', whose graphs share one memory"
+        )
+    if runtime.step == "graph" and runtime.device == "cpu":
+        raise InputError("runtime.step is 'graph': runtime.device cpu has no graphs, use auto")
+    if runtime.step == "graph" and isinstance(params.dataset, Folders):
+        raise InputError(
+            f"runtime.step is 'graph': the images of {params.dataset.name} are in files, which "
+            "graphs cannot read, use auto"
         )
 
 
@@ -172,9 +245,10 @@ def _check_clip(params: Params) -> None:
             f"clip.model.text_heads is {towers.text_heads}: must divide text_width, "
             f"{towers.text_width}"
         )
-    if not params.dataset.captioned_images:
+    if (images := params.dataset.captioned_images) < 2:
         raise InputError(
-            "dataset.captioned_images is 0: clip.source train needs images to train on"
+            f"dataset.captioned_images is {images}: clip.source train needs images to train on, "
+            "at least two"
         )
 
 
@@ -226,25 +300,22 @@ def _checker() -> TypeAdapter[Params]:
 
 def _read(path: Path | str) -> Params:
     try:
-        text = Path(path).read_text()
-        if alias := _first_alias(text):
-            raise InputError(
-                f"{path}: line {alias.start_mark.line + 1} has the alias *{alias.anchor}: write "
-                "the value out, since -S for one of its places would silently change the others"
-            )
-        # YAML 1.2, as DVC writes it: 1e-05 is a number, and no key may stand twice.
-        raw = YAML(typ="safe", pure=True).load(text) or {}
         # JSON, since strict checks then take a list for a tuple, and nothing else for it.
-        return _checker().validate_json(json.dumps(raw))
-    except (YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as YAML: {one_line(error)}") from None
+        return _checker().validate_json(json.dumps(read_yaml(path)))
     except ValidationError as error:
-        raise InputError(f"{path}: {explain(error.errors(), Params)}") from None
+        raise InputError(one_line(f"{path}: {explain(error.errors(), Params)}")) from None
 
 
-def _first_alias(text: str) -> AliasEvent | None:
-    events = YAML(typ="safe", pure=True).parse(text)
-    return next((event for event in events if isinstance(event, AliasEvent)), None)
+def check_classes(count: int, path: Path | str = "params.yaml") -> None:
+    """Raises InputError where the file does not go with the number of classes that were found.
+
+    The file alone does not tell that number where every folder of images is a class.
+    """
+    params = _read(path)
+    try:
+        _check_classes(params, count)
+    except InputError as error:
+        raise InputError(one_line(f"{path}: {error}")) from None
 
 
 def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:

@@ -10,7 +10,7 @@ from torch import nn
 
 from richkd import models, weights
 from richkd.base import download
-from richkd.base.errors import InputError
+from richkd.base.errors import InputError, one_line
 from richkd.base.files import sha256
 from richkd.data.views import Center, Preprocessing
 from richkd.params import MdistillerTeacher, ReadyMadeTeacher, TorchvisionTeacher
@@ -69,24 +69,9 @@ def _load_mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
 
 
 def _torchvision(p: TorchvisionTeacher, num_classes: int) -> ReadyMade:
-    from torchvision.models import get_model_weights
-
     name = f"torchvision/{p.arch}"
-    try:
-        model = models.create(name, num_classes)
-        choices = get_model_weights(p.arch)
-    except ValueError as error:
-        raise InputError(f"teacher.arch: {error}") from None
-    if p.weights not in choices.__members__:
-        allowed = ", ".join(choices.__members__)
-        raise InputError(f"teacher.weights is {p.weights!r}: {p.arch} has {allowed}")
-    chosen = choices[p.weights]
-    classes = len(chosen.meta["categories"])
-    if classes != num_classes:
-        raise InputError(
-            f"torchvision's {p.arch} with weights {p.weights} knows {classes} classes, "
-            f"the data set has {num_classes}"
-        )
+    chosen = models.find_weights(p.arch, p.weights, num_classes)
+    model = models.create(name, num_classes)
     try:
         state: dict[str, Any] = chosen.get_state_dict(progress=True, check_hash=True)
     except (
@@ -96,10 +81,15 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> ReadyMade:
     ) as error:  # no network, another hash, or half a file
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"{chosen.url} could not be had ({error}): fetch it where there is a network and put "
-            f"it into {folder}"
+            f"{chosen.url} could not be had ({one_line(error, 100)}): fetch it where there is a "
+            f"network and put it into {folder}"
         ) from None
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"torchvision's weights {p.weights} do not fit its {p.arch}: {one_line(error, 150)}"
+        ) from None
     transforms = chosen.transforms()
     center = Center(
         transforms.resize_size[0], transforms.crop_size[0], transforms.interpolation.value

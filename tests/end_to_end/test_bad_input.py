@@ -31,8 +31,8 @@ def test_bad_params_end_a_process_with_one_line_and_exit_code_1(
         ("code", "fusion.alhpa", 0.5, "fusion.alhpa is not a parameter: did you mean alpha?"),
         ("code", "distill.variants", ["LF"], "distill.variants is ['LF']: should be an object"),
         ("code", "dataset.classes", [], "dataset.classes is []"),
-        ("prepare", "dataset.classes", ["one", "eleventy"], "dataset.classes has 'eleventy'"),
-        ("prepare", "dataset.test_images", 5, "dataset has 5 test images: at least 6, one a class"),
+        ("code", "dataset.classes", ["one", "eleventy"], "dataset.classes has 'eleventy'"),
+        ("code", "dataset.test_images", 5, "dataset.test_images is 5: must be at least 6, one a"),
         (
             "code",
             "student.epochs",

@@ -61,7 +61,7 @@ CHECKPOINT: dict[str, Any] = READY | {
 TORCHVISION: dict[str, Any] = {
     "source": "torchvision",
     "arch": "resnet50",
-    "weights": "V2",
+    "weights": "IMAGENET1K_V2",
     "min_accuracy": 0.5,
 }
 PROMPTING: dict[str, Any] = {"prompts": "imagenet80", "logit_scale": "model"}
@@ -485,7 +485,7 @@ TEACHER = {
     "train": "(resnet8x2) trained on the same images,",
     "checkpoint": "(resnet32x4) from a checkpoint,",
     "mdistiller": "(resnet32x4), mdistiller’s published checkpoint,",
-    "torchvision": "(resnet50) with torchvision’s weights V2,",
+    "torchvision": "(resnet50) with torchvision’s weights IMAGENET1K_V2,",
 }
 CLIP = {
     "train": "a CLIP trained on",
@@ -529,7 +529,6 @@ CASES: dict[str, dict[str, Any]] = {
         "clip": LOCAL_CLIP,
         "corruptions": {"source": "path", "path": "CIFAR-10-C"},
     },
-    "teacher of torchvision": {"dataset": CIFAR | {"validation": 30}, "teacher": TORCHVISION},
 }  # fmt: skip
 
 
@@ -589,7 +588,7 @@ def test_without_validation_images_the_last_student_is_shown(here: Path) -> None
 # --- images in files, further test sets, no corrupted ones --------------------------------------
 
 IMAGENET: dict[str, Any] = {
-    "name": "imagenet", "root": "tree", "classes": trees.WNIDS[:10], "expect_train": None,
+    "name": "imagenet", "root": "tree", "classes": "all", "expect_train": None,
     "expect_val": None, "unreadable": 20, "train_per_class": "all", "validation": 30,
     "captioned_images": 0, "seed": 0,
 }  # fmt: skip
@@ -648,6 +647,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_mean_corruption_error_has_a_column(imagenet: Path) -> None:
     page = Page((imagenet / "report/index.html").read_text())
+    assert TEACHER["torchvision"] in visible(page)
     summary = json.loads((imagenet / "metrics/summary.json").read_text())
     grid = pd.read_csv(imagenet / "metrics/evaluate/kd.csv").groupby("corruption").accuracy.mean()
     expected = np.mean([(1 - grid[name]) / error for name, error in ALEXNET.items()])

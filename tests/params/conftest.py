@@ -51,7 +51,8 @@ class File:
         with pytest.raises(InputError) as caught:
             self.load("runtime")
         message = str(caught.value)
-        assert len(message.splitlines()) == 1 and message.startswith(str(self.path))
+        assert message.isprintable() and len(message) <= 300
+        assert message.startswith(str(self.path))
         return message.removeprefix(str(self.path))
 
     @staticmethod

@@ -7,8 +7,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from richkd import models, params
+from richkd import params
 from richkd.base.errors import InputError
+from richkd.params.reading import read_yaml
 
 PRESETS = Path(__file__).parents[2] / "presets"
 GOOD, IMAGENET = (
@@ -109,10 +110,112 @@ def test_refuses(file, name):
     assert all(part in message for part in parts)
 
 
+ENDLESS = 10**30
+BOUNDS = {  # a value that is far too large for each kind of number, by preset and key
+    "digits": {
+        "dataset.train_per_class": 10**9,
+        "dataset.test_images": ENDLESS,
+        "dataset.captioned_images": 10**9,
+        "views.pad": 33,
+        "runtime.seeds_at_once": ENDLESS,
+        "teacher.epochs": ENDLESS,
+        "teacher.lr": 1e38,
+        "teacher.weight_decay": 1e300,
+        "student.batch_size": ENDLESS,
+        "clip.model.embed_dim": 10**9,
+        "clip.model.image_size": 32 * 10**6,
+        "clip.model.vision_layers": [1, 1, 1, 10**6],
+        "clip.model.vision_width": 10**6,
+        "clip.model.text_width": 10**9,
+        "clip.model.text_layers": 10**6,
+        "clip.model.context_length": 10**6,
+        "clip.training.steps": ENDLESS,
+        "clip.training.batch_size": ENDLESS,
+        "clip.training.lr": 1e300,
+        "cache.top_k": ENDLESS,
+        "cache.batch_size": ENDLESS,
+        "evaluate.batch_size": ENDLESS,
+        "calibration.bins": 10**9,
+        "distill.variants.kd.kd.temperature": 1e200,
+        "distill.variants.kd.kd.weight": 1e300,
+        CRD + "dim": 10**9,
+        CRD + "num_negatives": 10**9,
+        CRD + "temperature": 1e200,
+    },
+    "imagenet-r34-r18": {
+        "dataset.validation": ENDLESS,
+        "dataset.unreadable": ENDLESS,
+        "views.size": 10**6,
+        "views.resize": ENDLESS,
+        "views.ratio": [0.5, 1e308],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "value"),
+    [(preset, key, value) for preset, cases in BOUNDS.items() for key, value in cases.items()],
+)
+def test_every_number_has_a_bound(file, preset, key, value):
+    file.write({key: value}, preset=preset)
+    message = file.refusal()
+    assert message.startswith(f": {key}") and "should be less than or equal to " in message
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["{:d} x", "{!z}", "{:{}}", "{:x>3000000000}", "{0}", "{{}}", "{} {{x}}", "{} {}", "}{"],
+)
+def test_a_prompt_holds_bare_braces_once(file, prompt):
+    file.write({"clip.prompts": ["a {}", prompt]})
+    said = "must hold {} once, where the class name goes, and no other brace"
+    assert file.refusal().endswith(f": {said}")
+    file.write({"clip.training.captions": [prompt]})
+    assert file.refusal() == f": clip.training.captions.0 is {prompt!r}: {said}"
+
+
+THERE = {"source": "torchvision", "arch": "resnet180", "weights": "DEFAULT", "min_accuracy": 0}
+NEEDS_ALL = "must be at least 100, one a class"
 ACROSS = {
+    "unknown class": (
+        {"dataset.classes": ["one", "hundred"]},
+        [": dataset.classes has 'hundred': must be numbers, zero to ninety-nine"],
+    ),
+    "one class": ({"dataset.classes": ["one"]}, [": dataset.classes is ['one']: must name at le"]),
+    "validation": ({"dataset.validation_images": 99}, [f"validation_images is 99: {NEEDS_ALL}"]),
+    "test": ({"dataset.test_images": 99}, [f": dataset.test_images is 99: {NEEDS_ALL}"]),
+    "captioned": ({"dataset.captioned_images": 99}, [f"captioned_images is 99: {NEEDS_ALL}"]),
+    "top k": (
+        {"cache.top_k": 100},
+        [": cache.top_k is 100: must be below the number of classes, 100, or null"],
+    ),
+    "top k of few classes": (
+        {"cache.top_k": 2, "dataset.classes": ["one", "two"]},
+        [": cache.top_k is 2: must be below the number of classes, 2, or null"],
+    ),
+    "graphs on a CPU": (
+        {"runtime.step": "graph", "runtime.device": "cpu"},
+        [": runtime.step is 'graph': runtime.device cpu has no graphs, use auto"],
+    ),
+    "student for larger images": (
+        {"student.arch": "torchvision/alexnet"},
+        [": student.arch: model 'torchvision/alexnet' does not take images of 16 x 16 pixels ("],
+    ),
+    "student for images of one size": (
+        {"student.arch": "torchvision/vit_b_16"},
+        [": student.arch: model 'torchvision/vit_b_16' does not take images of 16 x 16 pixels ("],
+    ),
+    "teacher of another kind": (
+        {"teacher.arch": "torchvision/squeezenet1_0"},
+        [": teacher.arch: model 'torchvision/squeezenet1_0' is not supported: its logits must"],
+    ),
+    "weights of other classes": (
+        {"teacher": THERE | {"arch": "resnet18"}},
+        [": teacher.weights is 'DEFAULT': resnet18 with them knows 1000 classes, the data set has"],
+    ),
     "arch": (
         {"student.arch": "resnet9"},
-        ["student.arch: model 'resnet9' is unknown", *models.names(), "torchvision/<name>"],
+        ["student.arch: model 'resnet9' is unknown: must be one of", "torchvision/<name>"],
     ),
     "milestones": (
         {"teacher.schedule": "step", "teacher.epochs": 9, "teacher.milestones": [3, 9, 12]},
@@ -153,7 +256,19 @@ REFUSED_OF_CIFAR = {
     ),
     "trained CLIP without images": (
         {"clip": GOOD["clip"]},
-        ": dataset.captioned_images is 0: clip.source train needs images to train on",
+        ": dataset.captioned_images is 0: clip.source train needs images to train on, at least two",
+    ),
+    "validation of all": (
+        {"dataset.validation": 49_901},
+        ": dataset.validation is 49901: must leave an image a class, so at most 49900",
+    ),
+    "training images that are not there": (
+        {"dataset.validation": 1001, "dataset.train_per_class": 490},
+        ": dataset.train_per_class is 490: must be all or at most 489, what dataset.validation le",
+    ),
+    "captioned images that are not there": (
+        {"dataset.validation": 1000, "dataset.captioned_images": 49_001},
+        ": dataset.captioned_images is 49001: must be at most 49000, what dataset.validation leav",
     ),
 }
 
@@ -167,6 +282,7 @@ def test_refuses_in_cifar100(file, name):
 
 FOLDER = IMAGENET["dataset"] | {"name": "folder", "names": None}
 SETS = {"names": ["fog"], "severities": [1]}
+GENERATED = {"source": "generate", "seed": 0, **SETS}
 DOWNLOADED = {"source": "download", "urls": ["https://example.org/x.tar"], **SETS}
 ORDER = "must be two numbers, the smaller first"
 END = "the number of views of resized_crop is not finite"
@@ -230,6 +346,24 @@ REFUSED_OF_IMAGENET = {
         {"dataset": FOLDER},
         ": corruptions.source is 'path': must be 'generate' for folder",
     ),
+    "graphs of files": (
+        {"runtime.step": "graph"},
+        ": runtime.step is 'graph': the images of imagenet are in files, which graphs cannot read",
+    ),
+    "one class": ({"dataset.classes": ["n1"]}, ": dataset.classes is ['n1']: must name at least"),
+    "weights without classes": (
+        {"teacher": THERE | {"arch": "vgg16", "weights": "IMAGENET1K_FEATURES"}},
+        ": teacher.weights is 'IMAGENET1K_FEATURES': vgg16 with them knows no classes",
+    ),
+    "weights for other images": (
+        {"teacher": THERE | {"arch": "vit_b_16", "weights": "IMAGENET1K_SWAG_E2E_V1"}},
+        ": teacher.weights is 'IMAGENET1K_SWAG_E2E_V1': model 'torchvision/vit_b_16' does not "
+        "take images of 384 x 384 pixels (",
+    ),
+    "weights of other classes": (
+        {"dataset.classes": ["n1", "n2"], "cache.top_k": None},
+        ": teacher.weights is 'IMAGENET1K_V1': resnet34 with them knows 1000 classes, the data s",
+    ),
     "names of ImageNet's classes": (
         {"dataset.names": "x.json"},
         ": dataset.names is not a parameter: did you mean name?",
@@ -243,6 +377,14 @@ def test_refuses_in_imagenet(file, name):
     changes, start = REFUSED_OF_IMAGENET[name]
     file.write(changes, preset="imagenet-r34-r18")
     assert file.refusal().startswith(start)
+
+
+def test_classes_that_prepare_counts_are_held_against_the_file(file):
+    kept = {"dataset": FOLDER, "corruptions": GENERATED, "teacher": GOOD["teacher"]}
+    file.write(kept | {"cache.top_k": 5}, preset="imagenet-r34-r18")
+    params.check_classes(6, path=file.path)
+    with pytest.raises(InputError, match="cache.top_k is 5: must be below the number of cl.*, 5,"):
+        params.check_classes(5, path=file.path)
 
 
 def test_refuses_what_is_of_files_where_images_are_in_arrays(file):
@@ -276,9 +418,6 @@ def test_torchvision_s_models_may_be_student_and_teacher(file):
     assert (loaded.teacher.arch, loaded.student.arch) == tuple(names.values())
 
 
-THERE = {"source": "torchvision", "arch": "resnet180", "weights": "DEFAULT", "min_accuracy": 0}
-
-
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
@@ -293,6 +432,13 @@ def test_a_mistyped_model_of_torchvision_is_told_before_any_work(file, key, chan
         file.load()
     said = f"{key}: model 'torchvision/resnet180' is unknown: torchvision has resnet18, "
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_each_number_in_words_is_a_class_of_digits(file):
+    from richkd.data.digits import CLASSES
+
+    file.write({"dataset.classes": CLASSES})
+    assert list(file.load("dataset").dataset.classes) == CLASSES
 
 
 def test_every_source_loads(file):
@@ -325,7 +471,8 @@ def test_every_source_loads(file):
         {"cache": {"teacher": "online", "clip": "all", "top_k": 3, "batch_size": 1}},
     ]
     for section in sections:
-        file.write(section, preset="cifar100")
+        of_imagenet = section.get("teacher", {}).get("source") == "torchvision"
+        file.write(section, preset="imagenet-r34-r18" if of_imagenet else "cifar100")
         (name,) = section
         assert params.to_dict(file.load(name)) == section
 
@@ -349,18 +496,65 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(file):
 
 
 UNREADABLE = {
-    "unclosed": b"a: [",
-    "tagged": b"a: !!python/object:os.system {}",
-    "date": b"a: 2020-01-01",
-    "binary": b"\xff\xfe\xfa",
-    "two documents": b"a: 1\n---\nb: 2\n",
+    "unclosed": (b"a: [", " is not readable as YAML: line 1: "),
+    "binary": (b"\xff\xfe\xfa", " is not readable as YAML: it is no UTF-8, "),
+    "two documents": (b"a: 1\n---\nb: 2\n", " is not readable as YAML: line 2: "),
+    "month": (b"a: 2020-13-45", " is not readable as YAML: month must be in 1..12"),
+    "hour": (b"a: 2020-01-01 25:61:61", " is not readable as YAML: hour must be in 0..23"),
+    "tag of code": (
+        b"a: !!python/object:os.system {}",
+        ": line 1 has the tag tag:yaml.org,2002:py",
+    ),
+    "number of a word": (b"a: !!int word", ": line 1 has the tag tag:yaml.org,2002:int: write the"),
+    "number of nothing": (b"\na: !!int\n", ": line 2 has the tag tag:yaml.org,2002:int: write the"),
+    "truth of a word": (b"a: !!bool maybe", ": line 1 has the tag tag:yaml.org,2002:bool: write"),
+    "float of a word": (b"a: !!float word", ": line 1 has the tag tag:yaml.org,2002:float: write"),
+    "set": (b"a: !!set {x, y}", ": line 1 has the tag tag:yaml.org,2002:set: write the value with"),
+    "date": (b"a: {b: 2020-01-01}", ": a.b is 2020-01-01, read as a date: write it in quotes"),
+    "list of itself": (b"a: &a [*a]", ": line 1 has the alias *a: write the value out"),
+    "alias bomb": (
+        b"a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: &c [*b, *b, *b]\nd: [*c, *c, *c]\n",
+        ": line 2 has the alias *a: write the value out",
+    ),
+    "nesting": (b"[" * 9000, ": line 1 has more than 20 lists and sections inside one another"),
+    "5,000 digits": (b"a: " + b"9" * 5000, ": line 1 has a value of 5,000 characters: at most 1,0"),
+    "values": (b"[" + b"1," * 20_000 + b"]", " has more than 10,000 keys and values, the most"),
+    "a megabyte": (b"a: " + b"x" * 10**6, " has more than 200,000 bytes, the most allowed"),
+    "number as a key": (b"a: {1: 2}", ": a has the key 1: must be a text, in quotes"),
+    "null as a key": (b"null: 2", ": the file has the key None: must be a text, in quotes"),
+    "list as a key": (b"[a]: 2", ": the file has the key ('a',): must be a text, in quotes"),
+    "half a character": (b'a: "\\ud800"', ": a is '\\ud800': must be one line of text"),
+    "line break": (b'a: ["b\\nc"]', ": a.0 is 'b\\nc': must be one line of text"),
+    "key with an escape sequence": (
+        b'"\\e[31ma\\nb": 1',
+        ": '\\x1b[31ma\\nb' is not a parameter: al",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_refuses_what_is_no_yaml(file, name):
-    file.path.write_bytes(UNREADABLE[name])
-    assert file.refusal().startswith(" is not readable as YAML: ")
+def test_refuses_what_is_no_plain_yaml(file, name):
+    content, start = UNREADABLE[name]
+    file.path.write_bytes(content)
+    assert file.refusal().startswith(start)
+
+
+def test_a_long_key_and_a_long_value_leave_room_for_the_reason(file):
+    file.write({"fusion.alpha": "x" * 900})
+    assert file.refusal().endswith(
+        "...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx': should be a valid number"
+    )
+    file.write({"views." + "k" * 900: 1})
+    assert file.refusal().endswith("kkkk is not a parameter: allowed are augmentation, pad, flip")
+
+
+def test_a_file_holds_what_dvc_reads_from_it(file):
+    """The same loader: what one of both takes for a number or for a text, the other does too."""
+    from dvc.utils.serialize import parse_yaml
+
+    text = "a: [1_0, 0x1F, 0o17, 1e3, 1e-05, .5, 1:30, yes, on, null, ~, -.inf, 'é', 007]"
+    file.path.write_text(text, encoding="utf-8")
+    assert read_yaml(file.path) == parse_yaml(text, file.path)
 
 
 def test_an_empty_file_lacks_the_first_section(file):

@@ -231,12 +231,16 @@ def test_torchvision_s_weights_are_taken_where_torch_keeps_them(tmp_path):
 
 
 def test_torchvision_s_refusals_are_one_line(tmp_path, monkeypatch, server):
-    with pytest.raises(InputError, match="teacher.arch: model 'torchvision/resnet19' is unknown"):
+    with pytest.raises(InputError, match="model 'torchvision/resnet19' is unknown"):
         torchvision("resnet19")
     with pytest.raises(InputError, match="teacher.weights is 'V3': resnet18 has IMAGENET1K_V1"):
         torchvision(weights="V3")
     with pytest.raises(InputError, match="knows 1000 classes, the data set has 100"):
         torchvision(classes=100)
+    with pytest.raises(InputError, match="V1': model 'torchvision/vit_b_16' does not take images"):
+        torchvision("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")  # of 384 pixels
+    with pytest.raises(InputError, match="FEATURES': vgg16 with them knows no classes"):
+        torchvision("vgg16", "IMAGENET1K_FEATURES")
     url = server.url("/resnet18-f37072fd.pth", Answer(status=404))
     monkeypatch.setattr(type(ResNet18_Weights.IMAGENET1K_V1), "url", url, raising=False)
     with pytest.raises(InputError, match=f"{url} could not be had .*404.*put it into {tmp_path}"):
