@@ -309,8 +309,9 @@ def test_a_broken_epoch_is_an_error_and_leaves_no_checkpoint(here, data):
 def test_a_model_that_the_last_step_broke_is_an_error_and_not_saved(
     here, data, lr, wrong, validation
 ):
-    how = training(epochs=1, batch_size=22, lr=lr, schedule="step")  # a single step
+    how = training(epochs=1, batch_size=22, schedule="step")  # a single step
     broken = prepare(network(), Objective(), data, how)
+    broken.optimizer.param_groups[0]["lr"] = lr  # beyond what params allow
     if not validation:
         broken.validation = tuple(part[:0] for part in broken.validation)
     with pytest.raises(InputError, match=f"test: diverged in epoch 1, {wrong}: lower lr"):
