@@ -1,5 +1,7 @@
 """How far a model's probabilities can be trusted, from its saved logits alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -27,10 +29,8 @@ def main(name: str) -> None:
     step = max(1, -(-corrupted[0].size // MAX_CORRUPTED_LOGITS))
     results: dict[str, dict[str, dict[str, float]]] = {}
     curves = []
-    for run_number in range(len(test)):
-        temperature = None
-        if len(validation_labels):
-            temperature = calibration.fit_temperature(validation[run_number], validation_labels)
+    temperatures = fit_temperatures(name, validation, validation_labels)
+    for run_number, temperature in enumerate(temperatures):
         sets = {"clean": (test[run_number], test_labels)}
         # All corruptions and severities together are one large test set.
         logits = corrupted[run_number, :, :, ::step]
@@ -45,6 +45,24 @@ def main(name: str) -> None:
     with replacing(f"metrics/calibrate/{name}.csv") as part:
         pd.concat(curves).to_csv(part, index=False)
     print(f"metrics/calibrate/{name}.json, metrics/calibrate/{name}.csv")
+
+
+def fit_temperatures(
+    name: str, validation: np.ndarray, labels: np.ndarray
+) -> Sequence[float | None]:
+    """The temperature of each run; None for all if a run has none, as a mean is over all runs."""
+    nothing = [None] * len(validation)
+    if not len(labels):
+        return nothing
+    temperatures = [calibration.fit_temperature(logits, labels) for logits in validation]
+    if None not in temperatures:
+        return temperatures
+    runs = ", ".join(f"run{number}" for number, x in enumerate(temperatures) if x is None)
+    print(
+        f"{name}: no tempered figures, since {runs} has no best temperature: on the validation "
+        "images all answers are right, or the labels have no larger logits than other classes"
+    )
+    return nothing
 
 
 if __name__ == "__main__":
