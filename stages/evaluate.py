@@ -87,9 +87,7 @@ def main(name: str) -> None:
     if not first:
         return
     if model.clipped:
-        print(
-            f"{name} diverged: {model.clipped} of its logits are clipped, too large or not numbers"
-        )
+        print(f"{name} diverged: {model.clipped} logits are clipped, too large or not numbers")
     for part, array in {**saved, "corrupted": corrupted}.items():
         write_array(f"predictions/{name}/{part}.npy", array)
     labels = load_split("data/test.safetensors").labels
