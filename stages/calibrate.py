@@ -1,7 +1,5 @@
 """How far a model's probabilities can be trusted, from its saved logits alone."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -15,6 +13,10 @@ from stages import run, variant_names
 # Probabilities of more logits of corrupted images would not fit into memory: with more, every 2nd
 # image is measured, or every 3rd, and so on.
 MAX_CORRUPTED_LOGITS = 200_000_000
+NO_TEMPERATURE = (
+    "no tempered figures, since there is no best temperature: on the validation images all answers "
+    "are right, or the labels have no larger logits than other classes"
+)
 
 
 def main(name: str) -> None:
@@ -29,8 +31,12 @@ def main(name: str) -> None:
     step = max(1, -(-corrupted[0].size // MAX_CORRUPTED_LOGITS))
     results: dict[str, dict[str, dict[str, float]]] = {}
     curves = []
-    temperatures = fit_temperatures(name, validation, validation_labels)
-    for run_number, temperature in enumerate(temperatures):
+    for run_number in range(len(test)):
+        temperature = None
+        if len(validation_labels):
+            temperature = calibration.fit_temperature(validation[run_number], validation_labels)
+            if temperature is None:
+                print(f"{name} run{run_number}: {NO_TEMPERATURE}")
         sets = {"clean": (test[run_number], test_labels)}
         # All corruptions and severities together are one large test set.
         logits = corrupted[run_number, :, :, ::step]
@@ -45,24 +51,6 @@ def main(name: str) -> None:
     with replacing(f"metrics/calibrate/{name}.csv") as part:
         pd.concat(curves).to_csv(part, index=False)
     print(f"metrics/calibrate/{name}.json, metrics/calibrate/{name}.csv")
-
-
-def fit_temperatures(
-    name: str, validation: np.ndarray, labels: np.ndarray
-) -> Sequence[float | None]:
-    """The temperature of each run; None for all if a run has none, as a mean is over all runs."""
-    nothing = [None] * len(validation)
-    if not len(labels):
-        return nothing
-    temperatures = [calibration.fit_temperature(logits, labels) for logits in validation]
-    if None not in temperatures:
-        return temperatures
-    runs = ", ".join(f"run{number}" for number, x in enumerate(temperatures) if x is None)
-    print(
-        f"{name}: no tempered figures, since {runs} has no best temperature: on the validation "
-        "images all answers are right, or the labels have no larger logits than other classes"
-    )
-    return nothing
 
 
 if __name__ == "__main__":

@@ -310,6 +310,14 @@ def test_one_seed_has_no_deviation() -> None:
     assert summarize({"seed0": {"a": 0.5}}) == {"a": {"mean": 0.5, "seed0": 0.5}}
 
 
+def test_a_metric_that_a_seed_lacks_has_no_mean() -> None:
+    results = {"seed0": {"a": 1.0}, "seed1": {"a": 2.0, "b": 7.0}, "seed2": {"a": 3.0, "b": 8.0}}
+    assert summarize(results) == {
+        "a": {"mean": 2.0, "sd": 1.0, "seed0": 1.0, "seed1": 2.0, "seed2": 3.0},
+        "b": {"seed1": 7.0, "seed2": 8.0},
+    }
+
+
 def test_training_results_have_the_columns_that_plots_need(here: Path) -> None:
     results = {"seed0": {"train_accuracy": 0.5}, "seed1": {"train_accuracy": 0.7}}
     curves = pd.DataFrame({"epoch": [1, 1], "ce": [2.0, 3.0], "seed": [0, 1]})
