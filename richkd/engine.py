@@ -137,7 +137,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def accuracy(logits: Tensor, labels: Tensor, top: int = 1) -> float:
     """The share of images whose label is among the `top` largest logits.
 
-    logits (N, C); labels int64 (N,).
+    logits (N, C); labels int64 (N,). Of equal logits the first is the larger, as for argmax. A
+    label whose logit is NaN is not among them.
     """
-    hits = logits.topk(top, dim=1).indices == labels[:, None]
-    return hits.any(1).double().mean().item()
+    own = logits.gather(1, labels[:, None])
+    first = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    ahead = ~(logits <= own) | ((logits == own) & first)
+    return (ahead.sum(1) < top).double().mean().item()

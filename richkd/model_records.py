@@ -32,6 +32,8 @@ Side = Annotated[int, Field(ge=1, le=10_000)]
 Interpolation = Literal[
     "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
 ]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Fill = Annotated[int, Field(ge=0, le=255)]
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -41,6 +43,8 @@ class RecordedCenter(TypedDict):
     resize: Side
     size: Side
     interpolation: Interpolation
+    resize_mode: ResizeMode
+    fill: Fill
 
 
 def paths(folder: Path | str) -> list[Path]:

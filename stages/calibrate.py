@@ -14,6 +14,10 @@ from stages import run, variant_names
 # Probabilities of more logits of corrupted images would not fit into memory: with more, every 2nd
 # image is measured, or every 3rd, and so on.
 MAX_CORRUPTED_LOGITS = 200_000_000
+NO_TEMPERATURE = (
+    "no tempered figures, since there is no best temperature: on the validation images all answers "
+    "are right, or the labels have no larger logits than other classes"
+)
 
 
 def main(name: str) -> None:
@@ -34,6 +38,8 @@ def main(name: str) -> None:
         temperature = None
         if len(validation_labels):
             temperature = calibration.fit_temperature(validation[run_number], validation_labels)
+            if temperature is None:
+                print(f"{name} run{run_number}: {NO_TEMPERATURE}")
         sets = {"clean": (test[run_number], test_labels)}
         # All corruptions and severities together are one large test set.
         logits = corrupted[run_number, :, :, ::step]

@@ -12,7 +12,7 @@ from richkd.clip.training import Captioned, train_clip
 from richkd.clip.zero_shot import ClipModel, Input, Tokenizer, ZeroShot
 from richkd.data import imagesets
 from richkd.data.dataset import Info, load_info, load_split
-from richkd.data.views import Center, Preprocessing
+from richkd.data.views import Preprocessing
 from stages import run
 
 INFO, CAPTIONED = "data/info.json", "data/captioned.safetensors"
@@ -47,7 +47,7 @@ def main() -> None:
         "quick_gelu": quick_gelu,
         "embed_dim": embeddings.shape[1],
         "input": expected._asdict(),
-        "center": center_of(expected)._asdict() if info.folders else None,
+        "center": expected.center._asdict() if info.folders else None,
         "classes": info.classes,
         "prompts": prompts,
         "scale": scale,
@@ -76,7 +76,7 @@ def train(
     """A CLIP with small towers, trained on the captioned images, and its last loss."""
     split = load_split(CAPTIONED, len(info.classes))
     expected = Input(settings.clip.model.image_size, info.mean, info.std)
-    unchanged = Preprocessing([0.0] * 3, [1.0] * 3, center_of(expected))  # CLIP normalises itself
+    unchanged = Preprocessing([0.0] * 3, [1.0] * 3, expected.center)  # CLIP normalises itself
     images = imagesets.for_inference(split, unchanged, device)
     torch.manual_seed(settings.clip.training.seed)
     clip = ClipModel(zero_shot.create_clip(settings.clip.model).to(device), expected, tokens_of)
@@ -89,11 +89,6 @@ def train(
         clip, captioned, settings.clip.training, settings.runtime.precision, checkpoint
     )
     return clip, history[-1]["loss"]
-
-
-def center_of(expected: Input) -> Center:
-    """How open_clip cuts a file for the model."""
-    return Center(expected.size, expected.size, expected.interpolation)
 
 
 if __name__ == "__main__":

@@ -15,28 +15,31 @@ from richkd.data import imagesets
 from richkd.data.dataset import CORRUPTED, SHIFTED, load_info, load_split
 from richkd.data.imagesets import Centers, Pixels
 from richkd.data.views import Preprocessing
-from richkd.evaluate.scores import corrupted_sets, score, shifted_found
+from richkd.evaluate.scores import corrupted_sets, limit, score, shifted_found
 from richkd.model_records import paths
 from stages import run, variant_names
 
 
 class Model:
-    """A model of every seed, and how it is run."""
+    """A model of every seed, and how it is run; `clipped` counts logits out of range."""
 
     def __init__(self, name: str, device: torch.device, batch_size: int, precision: str):
         loaded = [load_classifier(path, device) for path in paths(f"models/{name}")]
         self.networks = [model for model, _ in loaded]
         self.preprocessing = loaded[0].preprocessing  # the same for every seed
         self.device, self.batch_size, self.precision = device, batch_size, precision
+        self.clipped = 0
 
     def logits(self, images: Pixels | Centers) -> np.ndarray:
-        """float32 (seeds, N, C)."""
+        """float32 (seeds, N, C), finite."""
         with engine.out_of_memory("evaluate.batch_size"):
             results = [
                 engine.predict_logits(network, images, self.batch_size, self.precision)
                 for network in self.networks
             ]
-        return torch.stack(results).cpu().numpy()
+        logits = torch.stack(results).cpu().numpy()
+        self.clipped += limit(logits)
+        return logits
 
     def of_split(self, path: Path | str, preprocessing: Preprocessing | None = None) -> np.ndarray:
         """The logits of a prepared set; `preprocessing` is the model's own unless given."""
@@ -80,9 +83,12 @@ def main(name: str) -> None:
         if first:
             # 16 bits are finest near 0: the largest logit moves there, which no softmax notices.
             scores -= scores.max(-1, keepdims=True)
+            model.clipped += limit(scores, float(np.finfo(np.float16).max))
             corrupted[:, number] = scores.reshape(seeds, len(severities), count, classes)
     if not first:
         return
+    if model.clipped:
+        print(f"{name} diverged: {model.clipped} logits are clipped, too large or not numbers")
     for part, array in {**saved, "corrupted": corrupted}.items():
         write_array(f"predictions/{name}/{part}.npy", array)
     labels = load_split("data/test.safetensors").labels

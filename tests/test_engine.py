@@ -55,6 +55,13 @@ def test_accuracy_by_hand():
     assert [accuracy(logits, labels, top) for top in (1, 2, 3)] == [0.25, 0.5, 1.0]
 
 
+def test_a_network_that_answers_nan_is_never_right():
+    logits = torch.full((4, 3), torch.nan)
+    assert accuracy(logits, torch.tensor([0, 1, 2, 0]), 3) == 0
+    logits[:, 1] = 1.0  # one NaN is ahead of it, and may be more
+    assert accuracy(logits, torch.tensor([1, 1, 1, 1])) == 0
+
+
 def test_free_memory_is_what_the_machine_has_left():
     assert 2**20 < engine.free_memory(CPU) < 2**50
 

@@ -14,7 +14,18 @@ from typing_extensions import TypedDict
 
 from richkd.base import download
 from richkd.base.errors import InputError, one_line
-from richkd.model_records import Interpolation, Mean, ModelRecord, RecordedCenter, Sd, Side
+from richkd.data.imagesets import cut_center
+from richkd.data.views import Center
+from richkd.model_records import (
+    Fill,
+    Interpolation,
+    Mean,
+    ModelRecord,
+    RecordedCenter,
+    ResizeMode,
+    Sd,
+    Side,
+)
 from richkd.models import ModelOutput
 from richkd.params import CheckpointClip, ClipTowers, PretrainedClip
 from richkd.weights import check_numbers, load_into, read_tensors
@@ -25,14 +36,21 @@ Tokenizer = Callable[[list[str]], Tensor]  # texts to token ids (texts, context 
 class Input(NamedTuple):
     """The images that an image tower expects.
 
-    size is the side in pixels. mean and std, a number a channel, are for pixels in [0, 1]. Images
-    are resized by `interpolation`.
+    size is the side in pixels. mean and std, a number a channel, are for pixels in [0, 1]. How
+    other images are resized is said by the last three, as in `richkd.data.views.Center`.
     """
 
     size: int
     mean: Sequence[float]
     std: Sequence[float]
     interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill: int = 0
+
+    @property
+    def center(self) -> Center:
+        """How open_clip cuts an image for the model."""
+        return Center(self.size, self.size, self.interpolation, self.resize_mode, self.fill)
 
 
 class ClipModel(NamedTuple):
@@ -123,8 +141,7 @@ def from_checkpoint(model: str, tag: str | None, path: Path | str) -> tuple[nn.M
 
     source = _published(model, tag) if tag else {}
     quick_gelu = source.get("quick_gelu", False)
-    ways = ("mean", "std", "interpolation")
-    network = create_clip(model, quick_gelu, {key: source[key] for key in ways if key in source})
+    network = create_clip(model, quick_gelu, source)  # open_clip takes its keys of preprocessing
     # Says what is wrong with the file itself. NumPy's files are for open_clip to read.
     if not str(path).endswith((".npz", ".npy")):
         check_numbers(path, read_tensors(path), network.state_dict())
@@ -162,13 +179,17 @@ def _published(model: str, tag: str) -> dict[str, Any]:
 
 
 def input_of(clip: nn.Module) -> Input:
-    """The images that a model of open_clip expects."""
+    """The images that a model of open_clip expects. InputError if they are not square."""
     import open_clip
+    from open_clip.transform import PreprocessCfg
 
-    config = open_clip.get_model_preprocess_cfg(clip)
-    size = config["size"]
-    side = size if isinstance(size, int) else size[0]
-    return Input(side, config["mean"], config["std"], config["interpolation"])
+    config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(clip))
+    _, height, width = config.input_size
+    if height != width:
+        raise InputError(f"clip.model takes images of {height} x {width} pixels: must be square")
+    return Input(
+        height, config.mean, config.std, config.interpolation, config.resize_mode, config.fill_color
+    )
 
 
 def tokenizer(model: ClipTowers | str) -> Tokenizer:
@@ -204,12 +225,11 @@ def tokenizer(model: ClipTowers | str) -> Tokenizer:
 
 
 def preprocess(pixels: Tensor, expected: Input) -> Tensor:
-    """Square images, pixels in [0, 1], (N, 3, H, H), to CLIP's input (N, 3, size, size).
+    """Images, pixels in [0, 1], (N, 3, H, W), to CLIP's input (N, 3, size, size).
 
     open_clip does the same to each image with PIL; here a whole batch is done on its device.
     """
-    size = (expected.size, expected.size)
-    resized = F.interpolate(pixels, size, mode=expected.interpolation, antialias=True).clamp(0, 1)
+    resized = cut_center(pixels, expected.center).clamp(0, 1)
     mean, std = (
         torch.tensor(x, device=pixels.device).view(1, 3, 1, 1)
         for x in (expected.mean, expected.std)
@@ -220,9 +240,12 @@ def preprocess(pixels: Tensor, expected: Input) -> Tensor:
 class ZeroShot(nn.Module):
     """CLIP as a classifier: its logits are `scale` times the cosine of image and class embeddings.
 
-    Called with pixels in [0, 1], (N, 3, H, H), it returns ModelOutput(logits (N, C), unit image
+    Called with pixels in [0, 1], (N, 3, H, W), it returns ModelOutput(logits (N, C), unit image
     features (N, D)), float32. `classifier` has the unit class embeddings (C, D). On a GPU the image
     tower runs in half precision.
+
+    SigLIP adds a bias to every logit, for its sigmoid. It is left out: it is the same for all
+    classes, and probabilities here are softmax's over the classes, which it does not change.
     """
 
     clip: Any  # a model of open_clip
@@ -272,6 +295,8 @@ class RecordedInput(TypedDict):
     mean: Mean
     std: Sd
     interpolation: Interpolation
+    resize_mode: ResizeMode
+    fill: Fill
 
 
 class ClipRecord(ModelRecord):

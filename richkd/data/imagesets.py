@@ -54,9 +54,24 @@ def decode(path: Path | str) -> Tensor:
 
 
 def cut_center(image: Tensor, center: Center) -> Tensor:
-    """uint8 (3, H, W) to (3, size, size), as torchvision's presets for inference cut an image."""
-    way = InterpolationMode(center.interpolation)
-    return TF.center_crop(TF.resize(image, [center.resize], way, antialias=True), [center.size])
+    """(..., 3, H, W), uint8 or pixels in [0, 1], to (..., 3, size, size) of the same dtype.
+
+    As torchvision's presets and open_clip's transforms for inference cut an image.
+    """
+    way, sides = InterpolationMode(center.interpolation), [center.resize]
+    height, width = image.shape[-2:]
+    if center.resize_mode == "squash":
+        sides = [center.resize] * 2
+    elif center.resize_mode == "longest":
+        ratio = max(height, width) / center.resize
+        sides = [max(1, round(side / ratio)) for side in (height, width)]
+    resized = TF.resize(image, sides, way, antialias=True)
+    if center.resize_mode == "longest":
+        down, right = (center.size - side for side in resized.shape[-2:])
+        margins = [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2]
+        fill = center.fill / 255 if image.is_floating_point() else center.fill
+        return TF.pad(resized, margins, fill)
+    return TF.center_crop(resized, [center.size])
 
 
 def cut(image: Tensor, views: RandomResizedCrop, view_id: int, number: int) -> Tensor:

@@ -145,12 +145,18 @@ class RandomResizedCrop:
 
 
 class Center(NamedTuple):
-    """How an image is cut for inference: its shorter side is resized to `resize` pixels, then the
-    middle `size` x `size` pixels are taken."""
+    """How an image becomes `size` x `size` pixels for inference.
+
+    resize_mode says which side is resized to `resize` pixels: the `shortest`, as networks on
+    ImageNet do, then the middle is taken; the `longest`, then the rest is filled with the grey
+    level `fill`, 0 to 255; or both (`squash`), whatever the image's shape.
+    """
 
     resize: int
     size: int
     interpolation: str = "bilinear"
+    resize_mode: str = "shortest"
+    fill: int = 0
 
     @classmethod
     def of(cls, views: params.Views) -> "Center | None":

@@ -10,14 +10,14 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.optimize import brentq
+from scipy.special import softmax
 
 from richkd.params import Calibration
 
 Curve = dict[str, np.ndarray]
 
-TEMPERATURE_RANGE = (0.05, 20.0)
+NOISE = 1e-14  # of a mean of 64-bit numbers, as a share of their mean size
 
 
 # --- all figures of one set of images -----------------------------------------------------------
@@ -195,24 +195,35 @@ def confidence_quadrants(
 # --- temperature --------------------------------------------------------------------------------
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float | None:
     """Temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
-    Guo et al., ICML 2017. Logits (samples, classes), finite. T is searched in [0.05, 20]. Where
-    every sample is right, the likelihood grows as T falls, so the result is the lower end.
+    Guo et al., ICML 2017. Logits (samples, classes), finite, of any scale: for k times the logits
+    the result is k times as large. None where no T is the best one. The likelihood grows without
+    end as T falls where every label has the largest logit of its sample. It grows without end as T
+    rises where, on average, labels have no larger logits than other classes: where all answers are
+    far off, or the logits do not depend on the class.
     """
     logits, labels = _check_arrays("logits", logits, labels)
-    rows = np.arange(len(labels))
+    margins = logits - np.take_along_axis(logits, labels[:, None], axis=1)
+    size = float(np.abs(margins).mean())
 
-    def loss(log_temperature: float) -> float:
-        scores = log_softmax(logits / math.exp(log_temperature), axis=1)
-        return float(-scores[rows, labels].mean())
+    # The loss is convex in 1/T. Its slope rises from the mean margin, where 1/T is 0, to the mean
+    # of the largest margins, and is 0 at the best T if these two ends have different signs.
+    if not (margins.mean() < -NOISE * size and margins.max(axis=1).mean() > NOISE * size):
+        return None
+    margins /= size
 
-    # The loss is convex in 1/T, so it has one minimum in log T.
-    lowest, highest = TEMPERATURE_RANGE
-    bounds = math.log(lowest), math.log(highest)
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x)
+    def slope(log_inverse: float) -> float:
+        weights = softmax(math.exp(log_inverse) * margins, axis=1)
+        return float((weights * margins).sum(axis=1).mean())
+
+    lowest = highest = 0.0
+    while slope(lowest) > 0:
+        lowest -= 1
+    while slope(highest) < 0:
+        highest += 1
+    return size * math.exp(-brentq(slope, lowest, highest, xtol=1e-10))
 
 
 # --- input --------------------------------------------------------------------------------------

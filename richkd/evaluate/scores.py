@@ -3,7 +3,7 @@
 `predictions/<name>/` holds float32 `validation.npy`, `test.npy` and `shifted/<set>.npy`, each
 (seeds, N, C), and float16 `corrupted.npy` (seeds, corruptions, severities, N, C). Each row of
 `corrupted.npy` has had its largest logit subtracted. Where the corrupted images were skipped, the
-number of corruptions is 0.
+number of corruptions is 0. All logits are finite: `limit` clips those of a model that diverged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,10 +105,29 @@ def shifted_found() -> list[str]:
     return [name for name, found in shifted_sets().items() if "images" in found]
 
 
+def limit(logits: np.ndarray, largest: float = 1e37) -> int:
+    """Clip logits to [-largest, largest], in place; NaN becomes -largest, the last of all answers.
+
+    Returns how many logits were changed. The difference of two logits of up to 1e37 is still a
+    number of 32 bits.
+    """
+    if logits.min(initial=0) >= -largest and logits.max(initial=0) <= largest:
+        return 0  # without an array of their sizes
+    outside = ~(np.abs(logits) <= largest)
+    np.nan_to_num(logits, copy=False, nan=-largest)
+    np.clip(logits, -largest, largest, out=logits)
+    return int(outside.sum())
+
+
 def hit_rate(logits: np.ndarray, labels: np.ndarray, top: int) -> float:
-    """Share of rows of `logits` (N, C) whose label (N,) is among the `top` largest."""
-    best = np.argpartition(-logits, top - 1, axis=1)[:, :top]
-    return float((best == labels[:, None]).any(1).mean())
+    """Share of rows of `logits` (N, C) whose label (N,) is among the `top` largest.
+
+    Of equal logits the first is the larger, as for argmax and `richkd.engine.accuracy`.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    first = np.arange(logits.shape[1]) < labels[:, None]
+    ahead = (logits > own) | ((logits == own) & first)
+    return float((ahead.sum(axis=1) < top).mean())
 
 
 def accuracy_among(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:
@@ -117,7 +136,7 @@ def accuracy_among(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int
     The papers of ImageNet-R and ImageNet-A measure so: the logits of classes that the set does not
     have are left out.
     """
-    present = np.asarray(classes)
+    present = np.sort(classes)  # so that the first class is the answer where logits are equal
     return float((present[logits[:, present].argmax(1)] == labels).mean())
 
 

@@ -29,13 +29,15 @@ CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
 def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """`{seed: {metric: value}}` to `{metric: {mean, sd, seed: value, ...}}`.
 
-    sd is the sample standard deviation; with one seed it is left out.
+    sd is the sample standard deviation; with one seed it is left out. A metric that some seeds lack
+    has neither mean nor sd, which would be those of fewer seeds than other metrics'.
     """
     summary = {}
-    for metric in next(iter(results.values())):
-        values = {seed: result[metric] for seed, result in results.items()}
+    for metric in dict.fromkeys(metric for result in results.values() for metric in result):
+        values = {seed: result[metric] for seed, result in results.items() if metric in result}
         sd = {"sd": stdev(values.values())} if len(values) > 1 else {}
-        summary[metric] = {"mean": mean(values.values()), **sd, **values}
+        means = {"mean": mean(values.values()), **sd} if len(values) == len(results) else {}
+        summary[metric] = {**means, **values}
     return summary
 
 

@@ -112,7 +112,8 @@ def read_summary(models: Sequence[str]) -> Summary:
     """`{model: {metric: number}}`: means over seeds, and `<metric>_sd` where there are several.
 
     Accuracy on validation images, everything else on test images; calibration as in
-    `metrics/calibrate`. Metrics that need validation images are left out where there are none.
+    `metrics/calibrate`. Metrics that need validation images are left out where there are none, and
+    tempered ones where a run has no best temperature.
     """
     summary = {model: _flatten(_read_metrics(model)) for model in models}
     # The table of results has a cell for each of these metrics and models.
@@ -138,7 +139,7 @@ def _read_metrics(model: str) -> dict[str, dict[str, float]]:
         "corrupted_ece_tempered": corrupted.get("ece_tempered"),
         "corrupted_confident_wrong": corrupted.get("confident_wrong"),
     }
-    return {metric: values for metric, values in metrics.items() if values}
+    return {metric: values for metric, values in metrics.items() if values and "mean" in values}
 
 
 def _validation_accuracy(model: str) -> dict[str, float] | None:

@@ -171,7 +171,8 @@ def test_a_saved_classifier_comes_back_and_takes_pixels(tmp_path, pixels, split)
 
 
 def test_a_saved_classifier_knows_how_files_are_cut_for_it(tmp_path):
-    center = Center(32, 32, "bicubic")
+    center = INPUT._replace(resize_mode="squash").center
+    assert center == Center(32, 32, "bicubic", "squash")
     save(zero_shot(), tmp_path / "seed0", center)
     assert classifiers.load_classifier(tmp_path / "seed0", CPU).preprocessing.center == center
 
@@ -384,7 +385,10 @@ def test_a_local_checkpoint_is_read(tiny, published, tmp_path):
 
 
 def test_a_checkpoint_s_tag_says_how_images_are_prepared(tiny, published, tmp_path, monkeypatch):
-    ours = {"mean": (0.5, 0.5, 0.5), "std": (0.4, 0.4, 0.4), "interpolation": "bilinear"}
+    ours = {
+        "mean": (0.5, 0.5, 0.5), "std": (0.4, 0.4, 0.4), "interpolation": "bilinear",
+        "resize_mode": "squash", "fill_color": 7,
+    }  # fmt: skip
     monkeypatch.setitem(registry._PRETRAINED, tiny, {"ours": ours})
     model, _ = clip.from_checkpoint(tiny, "ours", tmp_path / "tiny.pt")
     assert clip.input_of(model) == clip.Input(32, *ours.values())

@@ -217,18 +217,49 @@ def calibrated_logits(samples: int = 4000, classes: int = 5) -> tuple[np.ndarray
     return logits, (logits + rng.gumbel(size=logits.shape)).argmax(1)
 
 
-def test_temperature_finds_the_scale() -> None:
+@pytest.mark.parametrize("factor", [1e-30, 0.01, 0.2, 1.0, 3.0, 50.0, 1e30])
+def test_temperature_finds_the_scale(factor: float) -> None:
+    """0.01 is CLIP's logits without their scale of 100; 50 is a very sharp classifier."""
     logits, labels = calibrated_logits()
-    assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.05)
-    for scale in (0.2, 3.0, 10.0):
-        fitted = fit_temperature(scale * logits, labels)
-        assert fitted == pytest.approx(scale * fit_temperature(logits, labels), rel=1e-5)
+    best = fit_temperature(logits, labels)
+    assert best == pytest.approx(1, abs=0.05)
+    assert fit_temperature(factor * logits, labels) == pytest.approx(factor * best, rel=1e-8)
+
+
+@quick
+@given(st.integers(2, 60), st.integers(2, 9), st.floats(-200, 200), st.integers(0, 9999))
+def test_temperature_grows_with_the_logits(
+    samples: int, classes: int, exponent: float, seed: int
+) -> None:
+    """Also where there is none: it does not depend on the scale."""
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(size=(samples, classes)), rng.integers(classes, size=samples)
+    best, scaled = (fit_temperature(k * logits, labels) for k in (1, 10**exponent))
+    if best is None or scaled is None:
+        assert best is scaled is None
+    else:
+        assert scaled == pytest.approx(10**exponent * best, rel=1e-6)
+
+
+def test_one_wrong_answer_of_many_has_a_temperature() -> None:
+    """Also by a margin that is small beside the other logits."""
+    for margin in (1.0, 1e-6):
+        logits = np.concatenate([np.tile([1.0, 0.0], (999, 1)), [[0.0, margin]]])
+        best = fit_temperature(logits, np.zeros(1000, int))
+        assert best is not None
+
+        def slope(temperature: float, margin: float = margin) -> float:
+            right, wrong = (1 / (1 + np.exp(x / temperature)) for x in (1, -margin))
+            return float(margin * wrong - 999 * right)
+
+        assert slope(best * 0.999) > 0 > slope(best * 1.001)
 
 
 def test_temperature_minimises_the_likelihood_and_calibrates() -> None:
     logits, labels = calibrated_logits()
     logits = 4 * logits
     best = fit_temperature(logits, labels)
+    assert best is not None
 
     def loss(temperature: float) -> float:
         return negative_log_likelihood(softmax(logits / temperature, axis=1), labels)
@@ -238,16 +269,29 @@ def test_temperature_minimises_the_likelihood_and_calibrates() -> None:
     assert error < 0.03 < expected_calibration_error(softmax(logits, axis=1), labels)
 
 
-@pytest.mark.parametrize("scale", [1, 1000])
-def test_temperature_is_finite_at_its_ends(scale: float) -> None:
-    right = fit_temperature(scale * np.eye(4), np.arange(4))
-    assert type(right) is float and 0.05 <= right <= 20
-    assert fit_temperature(scale * np.eye(4), [1, 2, 3, 0]) == pytest.approx(20, rel=1e-4)
-    assert 0.05 <= fit_temperature(np.zeros((2, 3)), [0, 1]) <= 20
+BALANCED = np.tile([3.1, -0.2, 0.7, 11.0], (8, 1))  # a network that ignores its input
 
 
-def test_temperature_falls_to_the_lower_end_where_all_is_right() -> None:
-    assert fit_temperature(np.eye(4), np.arange(4)) == pytest.approx(0.05, rel=1e-4)
+@pytest.mark.parametrize("k", [1e-3, 1, 5, 1000])
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (np.eye(4), np.arange(4)),
+        (np.eye(4), [1, 2, 3, 0]),
+        (np.zeros((2, 3)), [0, 1]),
+        (np.full((2, 3), 7.3), [0, 1]),
+        (BALANCED, [0, 1, 2, 3] * 2),
+        (np.array([[5.0, 5.0, 1.0], [0.0, 2.0, 2.0]]), [1, 2]),
+    ],
+    ids=["right", "wrong", "zero", "constant", "the same for all", "right or tied"],
+)
+def test_where_no_temperature_is_the_best_there_is_none(k: float, logits: Any, labels: Any) -> None:
+    assert fit_temperature(k * logits, labels) is None
+
+
+def test_wrong_but_near_answers_have_a_temperature() -> None:
+    """Labels always come second: a flat softmax is too flat, a sharp one wrong."""
+    assert fit_temperature(np.array([[3.0, 2, -10], [2, 3, -10]]), [1, 0]) is not None
 
 
 def test_temperature_takes_half_precision() -> None:

@@ -576,6 +576,47 @@ def test_page_says_what_is_true(here: Path, name: str) -> None:
         assert picture.size == (1600 if validated else 800, 600)
 
 
+def test_a_model_without_a_best_temperature_has_no_tempered_figures(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CLIP and the second seed of L are right on every validation image."""
+    experiment({"kd": KD, "L": L}, [0, 1])
+    labels = load_split("data/validation.safetensors").labels
+    for model in ("clip", "L"):
+        validation = np.load(f"predictions/{model}/validation.npy")
+        validation[-1] = 9 * np.eye(10)[labels]
+        write_array(f"predictions/{model}/validation.npy", validation)
+        capsys.readouterr()
+        calibrate.main(model)
+        said, run = capsys.readouterr().out.splitlines(), len(validation) - 1
+        assert said[0] == (
+            f"{model} run{run}: no tempered figures, since there is no best temperature: on the "
+            "validation images all answers are right, or the labels have no larger logits than "
+            "other classes"
+        )
+    stage.main()
+    text = visible(Page(Path("report/index.html").read_text()))
+    for path in Path("metrics").rglob("*.json"):
+        assert "NaN" not in path.read_text()
+    assert "nan" not in text.lower()
+    summary = json.loads(Path("metrics/summary.json").read_text())
+    table = pd.read_csv("metrics/summary.csv").set_index("model")
+    for model, values in summary.items():
+        missing = model in ("clip", "L")
+        for metric in ("ece", "ece_tempered", "corrupted_ece_tempered"):
+            assert (metric in values) == (metric == "ece" or not missing)
+        assert table.ece_tempered.isna()[model] == missing
+        numbers = json.loads(Path(f"metrics/calibrate/{model}.json").read_text())
+        for figures in numbers.values():
+            for metric in ("temperature", "ece_tempered", "nll_tempered"):
+                runs = ["run0", *(["run1"] if model in ("ce", "kd") else [])]
+                means = ["mean", "sd"][: len(runs)]
+                expected = {"clip": None, "L": ["run0"]}.get(model, [*means, *runs])
+                assert (list(figures[metric]) if metric in figures else None) == expected
+    assert text.count("no best temperature") == 2
+    assert f"clean {100 * summary['clip']['ece']:.1f} corrupted" in text
+
+
 def test_without_validation_images_the_last_student_is_shown(here: Path) -> None:
     case = CASES["ready-made, no validation"]
     experiment({"F": F, "L": L}, [0], **case)

@@ -8,19 +8,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.metrics import top_k_accuracy_score
 
 from richkd.base.errors import InputError
 from richkd.base.files import replacing, write_array, write_json
 from richkd.data import corruptions
 from richkd.data.dataset import CORRUPTED, SHIFTED, Split, save_split
+from richkd.engine import accuracy
+from richkd.evaluate.calibration import confidence_quadrants
 from richkd.evaluate.scores import (
     ALEXNET,
     accuracy_among,
     corrupted_sets,
     hit_rate,
+    limit,
     mce,
     score,
     shifted_found,
@@ -61,6 +66,54 @@ def test_accuracy_among_some_classes_by_hand() -> None:
     assert accuracy_among(logits, labels, [1, 3]) == accuracy_among(logits, labels, [3, 1]) == 0.5
     assert accuracy_among(logits, labels, range(4)) == 0
     assert accuracy_among(logits[2:], labels[2:], [1]) == 1
+
+
+def test_of_equal_logits_the_first_class_is_the_answer() -> None:
+    """All ways to say how often a model is right agree to the image on logits rounded by bf16."""
+    rng = np.random.default_rng(0)
+    rough = torch.from_numpy(rng.normal(size=(3000, 10)).astype(np.float32)).bfloat16().float()
+    logits, labels = rough.numpy(), rng.integers(10, size=3000)
+    best = np.sort(logits, axis=1)
+    assert (best[:, -1] == best[:, -2]).sum() > 20  # ties decide
+
+    right = float((logits.argmax(1) == labels).mean())
+    assert right == (rough.argmax(1).numpy() == labels).mean()
+    assert right == hit_rate(logits, labels, 1) == accuracy_among(logits, labels, range(9, -1, -1))
+    quadrants = confidence_quadrants(softmax(logits.astype(float), axis=1), labels, 0.5)
+    assert right == pytest.approx(quadrants["confident_correct"] + quadrants["unsure_correct"])
+    # Sorted by falling logits, equal ones by class.
+    order = np.argsort(-logits, axis=1, kind="stable")
+    for top in range(1, 11):
+        expected = (order[:, :top] == labels[:, None]).any(1).mean()
+        assert hit_rate(logits, labels, top) == expected
+        assert accuracy(rough, torch.from_numpy(labels), top) == expected
+
+
+def test_constant_logits_are_the_answer_0() -> None:
+    logits, labels = np.zeros((4, 3)), np.array([0, 1, 2, 2])
+    assert [hit_rate(logits, labels, top) for top in (1, 2, 3)] == [0.25, 0.5, 1]
+    found = [accuracy(torch.zeros(4, 3), torch.from_numpy(labels), top) for top in (1, 2, 3)]
+    assert found == [0.25, 0.5, 1]
+    assert accuracy_among(logits, labels, [2, 1]) == 0.25
+
+
+@pytest.mark.filterwarnings("error")
+def test_logits_of_a_model_that_diverged_are_clipped() -> None:
+    logits = np.array([[1e38, -np.inf, np.nan, 2.0], [3.0, np.inf, -5e36, 0]], np.float32)
+    assert limit(logits) == 4
+    big = np.float32(1e37)
+    np.testing.assert_array_equal(logits, np.float32([[big, -big, -big, 2], [3, big, -5e36, 0]]))
+    assert limit(logits) == 0
+    logits -= logits.max(-1, keepdims=True)
+    assert limit(logits, 65504.0) == 6  # of each row but the largest, which is 0
+    half = logits.astype(np.float16)
+    assert np.isfinite(half).all() and half.argmax(1).tolist() == [0, 1]
+
+
+def test_logits_in_range_stay_as_they_are() -> None:
+    logits = np.float32([[-65504, 65504, 0]])
+    assert limit(logits, 65504.0) == 0 and logits.tolist() == [[-65504, 65504, 0]]
+    assert limit(np.empty((3, 0, 10), np.float32)) == 0
 
 
 # --- mean corruption error ----------------------------------------------------------------------
@@ -256,6 +309,14 @@ def test_summaries_by_hand() -> None:
 
 def test_one_seed_has_no_deviation() -> None:
     assert summarize({"seed0": {"a": 0.5}}) == {"a": {"mean": 0.5, "seed0": 0.5}}
+
+
+def test_a_metric_that_a_seed_lacks_has_no_mean() -> None:
+    results = {"seed0": {"a": 1.0}, "seed1": {"a": 2.0, "b": 7.0}, "seed2": {"a": 3.0, "b": 8.0}}
+    assert summarize(results) == {
+        "a": {"mean": 2.0, "sd": 1.0, "seed0": 1.0, "seed1": 2.0, "seed2": 3.0},
+        "b": {"seed1": 7.0, "seed2": 8.0},
+    }
 
 
 def test_training_results_have_the_columns_that_plots_need(here: Path) -> None:
