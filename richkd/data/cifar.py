@@ -172,7 +172,9 @@ def prepare_cifar(p: Cifar) -> tuple[dict[str, Split], list[str]]:
         whose = "dataset.sha256" if p.sha256 else "the official one, where dataset.sha256 is null"
         verify(path, checksum, f"dataset.archive, checked against {whose}")
     official, test, classes = read_cifar(path, p.name)
-    parts = divide(official.labels, p.validation, p.train_per_class, p.captioned_images, p.seed)
+    parts = divide(
+        official.labels, p.validation, p.train_per_class, p.captioned_images, p.seed, classes
+    )
     splits = {
         name: Split(official.images[ids], official.labels[ids]) for name, ids in parts.items()
     }
