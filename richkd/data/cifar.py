@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from richkd.base.checkout import locate
 from richkd.base.download import fetch, members, verify
 from richkd.base.errors import InputError
 from richkd.data.dataset import Split
@@ -168,7 +169,7 @@ def prepare_cifar(p: Cifar) -> tuple[dict[str, Split], list[str]]:
     if p.archive is None:
         path = fetch(p.urls, archive.file, checksum, "set dataset.archive to a local copy")
     else:
-        path = Path(p.archive)
+        path = locate(p.archive)
         whose = "dataset.sha256" if p.sha256 else "the official one, where dataset.sha256 is null"
         verify(path, checksum, f"dataset.archive, checked against {whose}")
     official, test, classes = read_cifar(path, p.name)
