@@ -29,8 +29,10 @@ def read_shifted(
     """
     if isinstance(path, str):
         folder = locate(path)
-        if not folder.is_dir():
+        if not folder.exists():
             return None
+        if not folder.is_dir():
+            raise InputError(f"{folder} is a file: must be a folder that holds a folder a class")
         # As it is written in the params: a temporary copy makes the same records.
         return _read_folders(folder, info)._replace(root=str(Path(path).parent))
     images, labels = map(locate, path)

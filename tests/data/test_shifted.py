@@ -112,7 +112,6 @@ def test_a_class_without_images_is_named(tmp_path):
 def test_what_is_not_there_is_none(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     assert read(str(tmp_path / "gone"), FILES) is None
-    assert read(str(tmp_path / "file"), FILES) is None
     assert read((str(tmp_path / "file"), str(tmp_path / "gone")), ARRAYS) is None
 
 
@@ -130,6 +129,12 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
     assert refusal(str(tmp_path / "r"), FILES).endswith(
         f"r/{CLASSES[0]}/9.png (the link leads nowhere); a test set allows 0"
     )
+
+
+def test_an_archive_that_is_not_unpacked_is_refused(tmp_path):
+    (tmp_path / "v2.tar").write_bytes(b"x")
+    said = f"{tmp_path}/v2.tar is a file: must be a folder that holds a folder a class"
+    assert refusal(str(tmp_path / "v2.tar"), FILES) == said
 
 
 # --- arrays -------------------------------------------------------------------------------------
