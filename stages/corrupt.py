@@ -7,11 +7,11 @@ exist, only `skipped.txt` is written.
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from tqdm import tqdm
 
 from richkd import params
+from richkd.base.checkout import locate
 from richkd.base.files import replacing, write_array
 from richkd.data.corrupted import Array, generated_sets, published_sets
 from richkd.data.dataset import CORRUPTED, Manifest, load_info, load_split, save_split
@@ -22,7 +22,7 @@ def main() -> None:
     settings = params.load("corruptions", "views")
     test = load_split("data/test.safetensors")
     shutil.rmtree(CORRUPTED, ignore_errors=True)
-    if settings.corruptions.source == "path" and not Path(settings.corruptions.path).exists():
+    if settings.corruptions.source == "path" and not locate(settings.corruptions.path).exists():
         said = f"nothing is at {settings.corruptions.path}"
         with replacing(CORRUPTED / "skipped.txt") as part:
             part.write_text(said + "\n")

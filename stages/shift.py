@@ -29,6 +29,8 @@ def main() -> None:
         found[name] = {"images": len(images.labels), "classes": classes}
         print(f"{name}: {len(images.labels)} images of {len(classes)} classes")
     write_json(SHIFTED / "sets.json", found)
+    skipped = sum("skipped" in record for record in found.values())
+    print(f"{SHIFTED}: {len(found) - skipped} test sets, {skipped} are skipped")
 
 
 if __name__ == "__main__":

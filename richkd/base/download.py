@@ -1,17 +1,17 @@
 """Downloads, kept in the user's cache folder; tar archives, read without trust."""
 
+import bz2
 import gzip
 import hashlib
 import lzma
 import re
 import tarfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import platformdirs
 import requests
@@ -25,8 +25,13 @@ CHECKSUM = r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}"
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0  # seconds
 WAITS = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a URL
 PIECE = 2**16  # bytes read at once; a killed download loses at most so many
-# The errors that reading a damaged tar can raise.
-TAR_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+# Bounds of a tar archive, in bytes: several times what the published ones have.
+HEADERS, MEMBER, TOTAL = 2**22, 5 * 10**8, 5 * 10**9
+OPENERS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 
 
 def fetch(urls: Sequence[str], name: str, checksum: str | None, instead: str) -> Path:
@@ -76,35 +81,99 @@ def verify(path: Path | str, checksum: str, what: str) -> None:
         raise InputError(f"{what}: {path} has {found}, must have {checksum}")
 
 
+class _Refused(Exception):
+    """An archive goes beyond a bound; the message says which."""
+
+
+class _Headers:
+    """A file for `tarfile` to read headers from: HEADERS bytes, whatever a header declares."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.left = file, HEADERS
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise _Refused(f"its headers have more than {HEADERS:,} bytes")
+        return self.file.read(size)
+
+
 @contextmanager
 def members(path: Path | str) -> Iterator[dict[str, Callable[[], bytes]]]:
     """The files in a tar, compressed or not: {name: a function that reads the content}.
 
-    Raises InputError for a member that, unpacked, would lie outside the folder; for a device; and
-    for a damaged archive, also while members are read.
+    Raises InputError for a member that, unpacked, would lie outside the folder; for a device; for
+    an archive beyond the bounds; and for a damaged archive, also while members are read.
     """
     try:
         file = open(path, "rb")
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}") from None
+    with file:
+        with _refusing(path):
+            start = file.read(5)
+            file.seek(0)
+            opener = next((OPENERS[x] for x in OPENERS if start.startswith(x)), None)
+            unpacked = cast(IO[bytes], opener(file) if opener else file)
+            listed = _list(unpacked, path)
+        yield {x.name: partial(_content, unpacked, x, path) for x in listed}
+
+
+def _list(file: IO[bytes], path: Path | str) -> list[tarfile.TarInfo]:
+    """The archive's files, all of which are checked; the whole archive has been read then."""
+    listed, total = [], 0
+    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as tar:
+        for member in tar:  # of each, the header is read and not yet the content
+            name = repr(member.name[:100])
+            _refuse_unsafe(member, path)
+            total += member.size
+            if member.issparse():
+                raise _Refused(f"member {name} is sparse")
+            if not 0 <= member.size <= MEMBER:
+                raise _Refused(f"member {name} must have 0 to {MEMBER:,} bytes")
+            if total > TOTAL:
+                raise _Refused(f"its members have more than {TOTAL:,} bytes")
+            if member.isreg():
+                listed.append(member)
+        # The rest, up to gzip's checksum at the end.
+        while piece := file.read(PIECE):
+            total += len(piece)
+            if total > TOTAL:
+                raise _Refused(f"it has more than {TOTAL:,} bytes")
+    return listed
+
+
+def _content(file: IO[bytes], member: tarfile.TarInfo, path: Path | str) -> bytes:
+    with _refusing(path):
+        file.seek(member.offset_data)
+        content = file.read(member.size)
+        if len(content) < member.size:
+            raise EOFError
+        return content
+
+
+@contextmanager
+def _refusing(path: Path | str) -> Iterator[None]:
+    """Whatever reading the archive raises becomes an InputError."""
     try:
-        with file, tarfile.open(fileobj=file) as tar:
-            listed = tar.getmembers()
-            for member in listed:
-                _refuse_unsafe(member, path)
-            # The rest, up to gzip's checksum at the end. A tar that is open has a file.
-            while cast(IO[bytes], tar.fileobj).read(PIECE):
-                pass
-            yield {x.name: partial(_content, tar, x) for x in listed if x.isreg()}
-    except TAR_ERRORS:
+        yield
+    except InputError:
+        raise
+    except _Refused as error:
+        raise InputError(f"{path}: refused, {error}") from None
+    except RecursionError:  # tarfile calls itself for each further header of a member
+        raise InputError(f"{path}: refused, a member has too many headers") from None
+    except MemoryError:
+        raise InputError(f"{path} needs more memory than there is") from None
+    except Exception:  # which one depends on where the archive is damaged
         raise InputError(f"{path} is not whole, or not a tar archive") from None
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return cast(IO[bytes], tar.extractfile(member)).read()  # None only for folders and devices
-
-
 def _refuse_unsafe(member: tarfile.TarInfo, path: Path | str) -> None:
+    name = repr(member.name[:100])
+    if "\0" in member.name + member.linkname:
+        raise InputError(f"{path}: refused, member {name} has a NUL in its name")
     try:
         # The filter follows links that lie in the given folder. The archive itself is the folder
         # here: a file holds no links.
@@ -112,9 +181,9 @@ def _refuse_unsafe(member: tarfile.TarInfo, path: Path | str) -> None:
         if member.name.startswith("/"):  # the filter would only strip the slash
             raise tarfile.AbsolutePathError(member)
     except tarfile.SpecialFileError:
-        raise InputError(f"{path}: refused, member {member.name!r} is a device") from None
+        raise InputError(f"{path}: refused, member {name} is a device") from None
     except tarfile.FilterError:
-        text = f"{path}: refused, member {member.name!r} would leave the folder"
+        text = f"{path}: refused, member {name} would leave the folder"
         raise InputError(text) from None
 
 

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from richkd.base import download
 from richkd.base.errors import InputError, one_line
 from richkd.data.imagesets import cut_center
+from richkd.data.resident import on_device
 from richkd.data.views import Center
 from richkd.model_records import (
     Fill,
@@ -231,8 +232,7 @@ def preprocess(pixels: Tensor, expected: Input) -> Tensor:
     """
     resized = cut_center(pixels, expected.center).clamp(0, 1)
     mean, std = (
-        torch.tensor(x, device=pixels.device).view(1, 3, 1, 1)
-        for x in (expected.mean, expected.std)
+        on_device(tuple(x), pixels.device).view(3, 1, 1) for x in (expected.mean, expected.std)
     )
     return (resized - mean) / std
 

@@ -1,16 +1,18 @@
 """CIFAR-100 and CIFAR-10 from their official archives, divided into splits."""
 
+import codecs
 import pickle
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from richkd.base.checkout import locate
 from richkd.base.download import fetch, members, verify
-from richkd.base.errors import InputError
+from richkd.base.errors import InputError, one_line
 from richkd.data.dataset import Split
 from richkd.data.splits import divide
 from richkd.params import Cifar
@@ -67,13 +69,93 @@ PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickles arrays of numbers, strings and containers, and refuses everything else."""
+OPCODES = 10**7  # of a pickle, twenty times what the training images of CIFAR-100 have
+
+# Opcodes that neither arrays nor text need: sets, and other ways to call something.
+REFUSED = (
+    pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.INST, pickle.OBJ, pickle.NEWOBJ,
+    pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID,
+)  # fmt: skip
+
+
+class _Pickle(BytesIO):
+    """A pickle's bytes, for as many reads as there may be opcodes."""
+
+    left = OPCODES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"it has more than {OPCODES:,} parts")
+        return super().read(size)
+
+
+# Python's own, not the one in C: each opcode can be checked before it is done. A container that
+# holds another one twice, which holds a third one twice, and so on, takes for ever to hash, to
+# print or to make a dtype of. So keys are text, and functions get plain values.
+_Python: Any = pickle._Unpickler  # type: ignore[attr-defined, unused-ignore]
+
+
+class _Unpickler(_Python):
+    """Unpickles arrays of numbers, strings, lists and dicts, and refuses everything else."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: load for code, load in _Python.dispatch.items() if code not in b"".join(REFUSED)
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PICKLED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+    def load_frame(self) -> None:
+        self.read(8)  # the frame's length; without frames each opcode is a read of `_Pickle`
+
+    def load_setitem(self) -> None:
+        _refuse_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _refuse_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _refuse_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_reduce(self) -> None:
+        function, arguments = self.stack[-2:]
+        _refuse_nested(arguments)
+        if function is codecs.encode and arguments[1:] != ("latin1",):  # others can be slow
+            raise pickle.UnpicklingError("it encodes text in another way than latin1")
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], np.ndarray | np.dtype):
+            raise pickle.UnpicklingError("it sets the state of something that is no array")
+        _refuse_nested(self.stack[-1])
+        super().load_build()
+
+    dispatch |= {
+        pickle.FRAME[0]: load_frame,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
+    }
+
+
+def _refuse_keys(keys: list[Any]) -> None:
+    if not all(isinstance(key, str | bytes) for key in keys):
+        raise pickle.UnpicklingError("a key of a dict is no text")
+
+
+def _refuse_nested(values: Any) -> None:
+    """Allowed are a tuple of plain values, and tuples of plain values in it."""
+    flat = [x for value in values for x in (value if isinstance(value, tuple) else [value])]
+    if not isinstance(values, tuple) or any(isinstance(x, tuple | list | dict) for x in flat):
+        raise pickle.UnpicklingError("an array is described by nested containers")
 
 
 def read_cifar(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
@@ -90,6 +172,8 @@ def read_cifar(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
         if not isinstance(names, list) or len(names) != archive.classes:
             where = f"{path}: {archive.meta}"
             raise InputError(f"{where} must hold {archive.names}, a list of {archive.classes}")
+        if not all(isinstance(x, str | bytes) for x in names):
+            raise InputError(f"{path}: {archive.meta}: {archive.names} must be text")
         classes = [_text(x).replace("_", " ") for x in names]
         splits = []
         for parts, per_class in (
@@ -113,34 +197,40 @@ def _load(files: dict[str, Callable[[], bytes]], member: str, path: Path | str) 
         raise InputError(f"{where} is missing")
     try:
         # Python 2 pickled its strings as bytes. latin1 keeps every byte.
-        content = _Unpickler(BytesIO(files[member]()), encoding="latin1").load()
+        content = _Unpickler(_Pickle(files[member]()), encoding="latin1").load()
+    except KeyError as error:
+        raise InputError(f"{where} could not be unpickled: opcode {error} is refused") from None
     except Exception as error:  # a damaged pickle can raise any error
-        raise InputError(f"{where} could not be unpickled: {error}") from None
+        raise InputError(f"{where} could not be unpickled: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{where} must hold a dict, not {type(content).__name__}")
     return {_text(key): value for key, value in content.items()}
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _batch(content: dict[str, Any], archive: Archive, where: str) -> Split:
     """The images and labels of one member, whose dict is `content`."""
     for key in ("data", archive.labels):
         if key not in content:
-            raise InputError(f"{where} has no {key}, only {', '.join(sorted(content))}")
+            others = ", ".join(name[:30] for name in sorted(content)[:6])
+            raise InputError(f"{where} has no {key}, only {others}")
     data = content["data"]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-        found = f"{getattr(data, 'dtype', type(data).__name__)} {getattr(data, 'shape', '')}"
-        raise InputError(f"{where}: data must be uint8 (N, 3072), not {found.strip()}")
+        array = isinstance(data, np.ndarray)
+        found = f"{data.dtype.name} {data.shape}" if array else type(data).__name__
+        raise InputError(f"{where}: data must be uint8 (N, 3072), not {found}")
     labels = content[archive.labels]
-    if not isinstance(labels, list | np.ndarray) or len(labels) != len(data):
+    if not isinstance(labels, list) and np.ndim(labels) != 1 or len(labels) != len(data):
         raise InputError(f"{where}: {archive.labels} must be {len(data)} numbers, one an image")
     for label in labels:
         if not isinstance(label, int | np.integer) or not 0 <= label < archive.classes:
+            short = isinstance(label, int | float | np.integer) and -1e9 < label < 1e9
+            found = label if short else type(label).__name__  # others can be long or nested
             raise InputError(
-                f"{where}: {archive.labels} must be 0 to {archive.classes - 1}, not {label!r}"
+                f"{where}: {archive.labels} must be 0 to {archive.classes - 1}, not {found}"
             )
     # A row of `data` is the red plane, then the green and the blue one, each row by row.
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -168,11 +258,13 @@ def prepare_cifar(p: Cifar) -> tuple[dict[str, Split], list[str]]:
     if p.archive is None:
         path = fetch(p.urls, archive.file, checksum, "set dataset.archive to a local copy")
     else:
-        path = Path(p.archive)
+        path = locate(p.archive)
         whose = "dataset.sha256" if p.sha256 else "the official one, where dataset.sha256 is null"
         verify(path, checksum, f"dataset.archive, checked against {whose}")
     official, test, classes = read_cifar(path, p.name)
-    parts = divide(official.labels, p.validation, p.train_per_class, p.captioned_images, p.seed)
+    parts = divide(
+        official.labels, p.validation, p.train_per_class, p.captioned_images, p.seed, classes
+    )
     splits = {
         name: Split(official.images[ids], official.labels[ids]) for name, ids in parts.items()
     }

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from richkd import params
 from richkd.base import download
+from richkd.base.checkout import locate
 from richkd.base.errors import InputError
 from richkd.data.cifar_c import OFFICIAL, read_cifar_c
 from richkd.data.corruptions import corrupt
@@ -79,7 +80,7 @@ def published_sets(
         instead = "set corruptions.source: path, and corruptions.path to a local copy"
         source = download.fetch(p.urls, official.file, official.md5, instead)
     else:
-        source = Path(p.path)
+        source = locate(p.path)
         if source.is_file():
             download.verify(source, official.md5, "corruptions.path")
     return read_cifar_c(source, p.names, p.severities, test.labels)

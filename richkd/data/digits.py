@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from richkd.base.errors import InputError
-from richkd.data.dataset import Split
+from richkd.data.dataset import Split, check_memory
 from richkd.params import Digits
 
 Scans = npt.NDArray[np.uint8]  # (n, 8, 8), all of one digit
@@ -87,6 +87,8 @@ def prepare_digits(p: Digits) -> tuple[dict[str, Split], list[str]]:
             raise InputError(
                 f"dataset has {count} {name} images: at least {len(classes)}, one a class"
             )
+    # A pixel's three channels, once more while they are written.
+    check_memory("the images", 2 * 3 * 16 * 16 * sum(counts.values()), "ask for fewer in dataset")
     scans = pools(p.seed)
     scans["captioned"] = scans["train"]
     splits = {}

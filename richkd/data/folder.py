@@ -1,32 +1,37 @@
 """Images in folders, one folder a class: ImageNet and any other set. The files stay where they are.
 
+A class is a folder's name with its letters composed (Unicode's NFC): "é" can be written as one
+character or as two, which some systems and archives change.
 Every file is opened once, to get its size and to see whether it is whole. A JPEG is whole if its
 last two bytes are the end mark; other files are decoded. A JPEG that is damaged in the middle is
 found only when it is decoded later.
 """
 
+import json
 import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from richkd.base.errors import InputError
-from richkd.base.records import read_json
-from richkd.data.dataset import Info, Manifest
+from richkd.base.checkout import locate
+from richkd.base.errors import InputError, one_line
+from richkd.data.dataset import Info, Manifest, open_image, printable
 from richkd.data.splits import divide
 from richkd.params import Folder, ImageNet
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as everybody uses them
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("JPEG", "PNG", "WEBP")  # of the files' content, whatever their names say
 END = b"\xff\xd9"  # the end mark of a JPEG
 ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
+NAMES_BYTES = 10**7  # of a file of names, which is read whole
+LISTED = 150  # characters of file names in a line
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # in ImageNet's devkit
 Probe = tuple[int, int, int, bool]  # width, height, bytes, plain: see Manifest
 Labelled = tuple[str, int]  # a file's path and its label
@@ -38,30 +43,35 @@ def prepare_folders(p: Folder | ImageNet) -> tuple[dict[str, Manifest], Info]:
     Raises InputError if folders, classes, the number of images or the devkit are not as the params
     say, and if more files than `p.unreadable` cannot be read.
     """
-    root = Path(p.root)
+    root = locate(p.root)
     folders = _classes(p, root)
+    names = _names(p, folders)
     found = {"train": in_folders(root / "train", folders)}
     flat = isinstance(p, ImageNet) and not subfolders(root / "val")
     found["val"] = _flat_validation(root, folders) if flat else in_folders(root / "val", folders)
     manifests: dict[str, Manifest] = {}
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     for part, files in found.items():
-        manifests[part], broken = scan(root, files, part)
-        unreadable += broken
+        manifest, broken = scan(root, files, part)
+        # As it is written in the params: a temporary copy makes the same records.
+        manifests[part] = manifest._replace(root=str(Path(p.root)))
+        unreadable |= broken
     if unreadable:
         report_unreadable(unreadable, p.unreadable, "dataset.unreadable", root)
     for part, manifest in manifests.items():
         check_counts(manifest, folders, getattr(p, f"expect_{part}"), root / part)
     train, test = manifests["train"], manifests["val"]
-    parts = divide(train.labels, p.validation, p.train_per_class, p.captioned_images, p.seed)
+    parts = divide(
+        train.labels, p.validation, p.train_per_class, p.captioned_images, p.seed, folders
+    )
     splits = {name: train.take(ids) for name, ids in parts.items()}
     info = Info(
         name=p.name,
-        classes=_names(p, folders),
+        classes=names,
         mean=MEAN,
         std=STD,
         folders=folders,
-        unreadable=unreadable,
+        unreadable=[printable(path) for path in unreadable],
     )
     return splits | {"test": test}, info
 
@@ -69,11 +79,22 @@ def prepare_folders(p: Folder | ImageNet) -> tuple[dict[str, Manifest], Info]:
 # --- folders ------------------------------------------------------------------------------------
 
 
-def subfolders(path: Path) -> list[str]:
-    """The names of the folders in `path`, sorted; an empty list if `path` is no folder."""
-    if not path.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+def subfolders(path: Path) -> dict[str, str]:
+    """The folders in `path`: {class: the folder's name}, sorted; empty if `path` is no folder.
+
+    Raises InputError if two folders are one class.
+    """
+    found: dict[str, str] = {}
+    for entry in os.scandir(path) if path.is_dir() else ():
+        if entry.is_dir():
+            name = unicodedata.normalize("NFC", entry.name)
+            if name in found:
+                raise InputError(
+                    f"{path} has two folders for the class {name!r}, with letters composed and "
+                    "decomposed: must be one folder"
+                )
+            found[name] = entry.name
+    return dict(sorted(found.items()))
 
 
 def wnids() -> list[str]:
@@ -84,27 +105,40 @@ def wnids() -> list[str]:
 
 
 def _classes(p: Folder | ImageNet, root: Path) -> list[str]:
-    """The classes' folders, sorted."""
-    present = subfolders(root / "train")
+    """The classes, sorted."""
+    present = list(subfolders(root / "train"))
     if not present:
         raise InputError(
             f"dataset.root is {p.root!r}: must hold train/<class>/ and val/<class>/, images in them"
         )
-    if isinstance(p, ImageNet):
-        known = wnids()
-        if p.classes == "all" and present != known:
-            wrong = sorted(set(present) ^ set(known))[0]
-            raise InputError(
-                f"{root}/train must hold the 1,000 classes of ImageNet, {wrong} is "
-                f"{'missing' if wrong in known else 'none of them'}: name yours in dataset.classes"
-            )
-        if unknown := sorted(set(p.classes) - set(known)) if p.classes != "all" else []:
-            raise InputError(f"dataset.classes has {unknown[0]!r}: no class of ImageNet")
+    known = wnids() if isinstance(p, ImageNet) else present
     if p.classes == "all":
-        return present
-    if missing := [name for name in p.classes if name not in present]:
-        raise InputError(f"dataset.classes has {missing[0]!r}: {root}/train has no such folder")
-    return sorted(p.classes)
+        classes = present
+        if wrong := sorted(set(present) ^ set(known)):
+            raise InputError(
+                f"{root}/train must hold the 1,000 classes of ImageNet, {wrong[0]} is "
+                f"{'missing' if wrong[0] in known else 'none of them'}: name yours in "
+                "dataset.classes"
+            )
+    else:
+        classes = sorted({unicodedata.normalize("NFC", name) for name in p.classes})
+        if isinstance(p, ImageNet) and (unknown := sorted(set(classes) - set(known))):
+            raise InputError(f"dataset.classes has {unknown[0]!r}: no class of ImageNet")
+        if missing := [name for name in classes if name not in present]:
+            raise InputError(f"dataset.classes has {missing[0]!r}: {root}/train has no such folder")
+    if len(classes) < 2:
+        raise InputError(
+            f"the data set has the class {classes[0]!r} alone: {root}/train and dataset.classes "
+            "must have two"
+        )
+    if broken := [name for name in classes if not _is_utf8(name)]:
+        raise InputError(f"{root}/train/{printable(broken[0])}: a class's name must be UTF-8")
+    return classes
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the text can be written: bytes of a file name, and JSON, can be half characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _names(p: Folder | ImageNet, folders: Sequence[str]) -> list[str]:
@@ -116,40 +150,86 @@ def _names(p: Folder | ImageNet, folders: Sequence[str]) -> list[str]:
     elif p.names is None:
         names = {folder: folder.replace("_", " ") for folder in folders}
     else:
-        names = read_json(p.names)
-        if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
-            raise InputError(f"{p.names} must hold one JSON object: a name for each folder")
+        names = _read_names(p.names)
         if missing := [folder for folder in folders if folder not in names]:
             raise InputError(f"{p.names} has no name for the class {missing[0]!r}")
     return [names[folder] for folder in folders]
 
 
-def in_folders(path: Path, folders: Sequence[str]) -> list[Labelled]:
-    """The image files in the `folders` of `path`, by folder and name, each with its label.
+def _read_names(path: str) -> dict[str, str]:
+    """{class: its name} from a JSON file: UTF-8, or UTF-16 or UTF-32 with a byte order mark."""
+    try:
+        with open(locate(path), "rb") as file:
+            content = file.read(NAMES_BYTES + 1)
+        if len(content) > NAMES_BYTES:
+            raise InputError(f"{path} is too large: must be at most {NAMES_BYTES // 10**6} MB")
+        names = json.loads(content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8: byte {error.start} is not") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits
+        raise InputError(f"{path} is not whole: {one_line(error)}") from None
+    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
+        raise InputError(f"{path} must hold one JSON object: a name for each folder")
+    for folder, name in names.items():
+        if not name.strip() or not _is_utf8(name):
+            raise InputError(f"{path} names the class {folder!r} {name!r}: must be text")
+    return {unicodedata.normalize("NFC", folder): name for folder, name in names.items()}
 
-    A label is the position in `folders`. The files' paths are relative to the folder above `path`.
-    Raises InputError if a class has no folder or no image.
+
+def in_folders(path: Path, classes: Sequence[str]) -> list[Labelled]:
+    """The image files of the `classes` in `path`, by class and name, each with its label.
+
+    A label is the position in `classes`. The files' paths are relative to the folder above `path`.
+    A link that leads nowhere is a file that cannot be read. Prints what is left out. Raises
+    InputError if a class has no folder or no image.
     """
+    present = subfolders(path)
     files: list[Labelled] = []
-    others = 0
-    for label, folder in enumerate(folders):
-        if not (path / folder).is_dir():
-            raise InputError(f"{path} has no folder for the class {folder!r}")
-        names = sorted(entry.name for entry in os.scandir(path / folder) if entry.is_file())
-        images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    left_out = Counter({"classes that are not in the data set": len(present.keys() - set(classes))})
+    left_out["images that lie in no class's folder"] = _images_in(path) if path.is_dir() else 0
+    for label, name in enumerate(classes):
+        if name not in present:
+            raise InputError(f"{path} has no folder for the class {name!r}")
+        folder = path / present[name]
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        images = [entry.name for entry in entries if _is_image(entry)]
+        inner = [entry for entry in entries if entry.is_dir()]
+        deeper = sum(_images_in(below) for top in inner for below, _, _ in os.walk(top))
         if not images:
-            raise InputError(f"{path / folder} holds no image ({', '.join(SUFFIXES)})")
-        others += len(names) - len(images)
-        files += [(f"{path.name}/{folder}/{name}", label) for name in images]
-    if others:
-        print(f"{path}: {others} files that are no images ({', '.join(SUFFIXES)}) are left out")
+            where = f", but {deeper} in folders below it" if deeper else ""
+            raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)}){where}")
+        others = len(entries) - len(images) - len(inner)
+        left_out[f"files that are no images ({', '.join(SUFFIXES)})"] += others
+        left_out["images in folders below a class's folder"] += deeper
+        files += [(f"{path.name}/{present[name]}/{image}", label) for image in images]
+    _report_left_out(path, left_out)
     return files
+
+
+def _report_left_out(path: Path, counts: Mapping[str, int]) -> None:
+    for what, count in counts.items():
+        if count:
+            print(f"{path}: {count} {what} are left out")
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether it is called an image, and is a file or a link that leads nowhere."""
+    named = entry.name.lower().endswith(SUFFIXES)
+    return named and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry))
+
+
+def _images_in(folder: Path | str) -> int:
+    return sum(map(_is_image, os.scandir(folder)))
 
 
 def _flat_validation(root: Path, folders: Sequence[str]) -> list[Labelled]:
     """ImageNet's validation images in one folder, with the labels of the devkit beside it."""
     kits = [path.parent for path in root.glob(f"*/{TRUTH}")]
-    every = (path.name for path in (root / "val").glob("*"))
+    every = os.listdir(root / "val") if (root / "val").is_dir() else []
     names = sorted(name for name in every if re.fullmatch(r"ILSVRC2012_val_\d+\.JPEG", name))
     if not kits or not names:
         raise InputError(
@@ -165,6 +245,11 @@ def _flat_validation(root: Path, folders: Sequence[str]) -> list[Labelled]:
             raise InputError(f"{root}/val/{name}: the devkit knows {len(wnid_of)} images")
         if (wnid := wnid_of[number - 1]) in label_of:
             files.append((f"val/{name}", label_of[wnid]))
+    left_out = {
+        "files that are no validation images": len(every) - len(names),
+        "images of classes that are not in the data set": len(names) - len(files),
+    }
+    _report_left_out(root / "val", left_out)
     return files
 
 
@@ -201,19 +286,20 @@ def check_counts(
 # --- files --------------------------------------------------------------------------------------
 
 
-def scan(root: Path, files: Sequence[Labelled], title: str) -> tuple[Manifest, list[str]]:
-    """The manifest of those `files` that can be read, and the paths of the others.
+def scan(root: Path, files: Sequence[Labelled], title: str) -> tuple[Manifest, dict[str, str]]:
+    """The manifest of those `files` that can be read, and of the others {path: why not}.
 
     The files' paths are relative to `root`; `title` names the progress bar.
     """
-    probes: list[Probe | None] = []
+    probes: list[Probe | str] = []
     paths = [path for path, _ in files]
     chunks = [paths[i : i + 500] for i in range(0, len(paths), 500)]
     with tqdm(total=len(files), desc=title, unit="file") as bar, ProcessPoolExecutor() as pool:
         for part in pool.map(partial(_probe_all, root), chunks):
             probes += part
             bar.update(len(part))
-    readable = [(file, probe) for file, probe in zip(files, probes, strict=True) if probe]
+    found = list(zip(files, probes, strict=True))
+    readable = [(file, probe) for file, probe in found if not isinstance(probe, str)]
     table = np.array([probe for _, probe in readable], np.int64).reshape(-1, 4)
     manifest = Manifest(
         str(root),
@@ -223,17 +309,20 @@ def scan(root: Path, files: Sequence[Labelled], title: str) -> tuple[Manifest, l
         table[:, 2],
         table[:, 3].astype(bool),
     )
-    return manifest, [path for (path, _), probe in zip(files, probes) if not probe]
+    return manifest, {path: probe for (path, _), probe in found if isinstance(probe, str)}
 
 
-def _probe_all(root: Path, paths: Sequence[str]) -> list[Probe | None]:
+def _probe_all(root: Path, paths: Sequence[str]) -> list[Probe | str]:
     return [probe(root / path) for path in paths]
 
 
-def probe(path: Path) -> Probe | None:
-    """Width, height, bytes and plain of a file, as Manifest has them; None if it is broken."""
+def probe(path: Path) -> Probe | str:
+    """Width, height, bytes and plain of a file, as Manifest has them; or why it cannot be read.
+
+    The reason is empty for a file that is damaged.
+    """
     try:
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        with open(path, "rb") as file, open_image(file) as image:
             width, height = image.size
             turn = image.getexif().get(ORIENTATION, 1)
             plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1
@@ -244,18 +333,30 @@ def probe(path: Path) -> Probe | None:
             # error.
             if image.format != "JPEG" or file.read() != END:
                 image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+    except InputError as error:
+        return str(error)
+    except FileNotFoundError:
+        return "the link leads nowhere" if path.is_symlink() else "it is gone"
+    except PermissionError as error:
+        return str(error.strerror)
+    except Exception:  # PIL's error depends on where the file is broken
+        return ""
     return (height, width, size, plain) if turn in ON_THEIR_SIDE else (width, height, size, plain)
 
 
-def report_unreadable(paths: Sequence[str], limit: int, param: str, root: Path) -> None:
-    """Print how many files cannot be read, and the first ten of them.
+def report_unreadable(reasons: Mapping[str, str], limit: int, param: str, root: Path) -> None:
+    """Print how many files cannot be read, and the first of them; `reasons` has why, by path.
 
     Raises InputError if there are more than `limit`, which is what `param` allows.
     """
-    named = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
-    said = f"{len(paths)} files below {root} cannot be read: {named}"
-    if len(paths) > limit:
+    listed: list[str] = []
+    for path, reason in reasons.items():
+        named = printable(path) + (f" ({reason})" if reason else "")
+        if listed and sum(map(len, [*listed, named])) > LISTED:
+            listed.append("...")
+            break
+        listed.append(named)
+    said = f"{len(reasons)} files below {root} cannot be read: {', '.join(listed)}"
+    if len(reasons) > limit:
         raise InputError(f"{said}; {param} allows {limit}")
     print(f"{said}; they are left out")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from richkd.base.checkout import locate
 from richkd.base.errors import InputError
 from richkd.data.dataset import Manifest
 from richkd.data.folder import report_unreadable, scan
@@ -27,11 +28,12 @@ def read_imagenet_c(
     classes' folders. Raises InputError for a missing corruption before anything is yielded, and
     later for a file that is missing or cannot be read.
     """
-    root = Path(path)
+    root = locate(path)
     places = {name: [*root.glob(name), *root.glob(f"*/{name}")] for name in names}
     if missing := [name for name in names if not places[name]]:
         raise InputError(f"{path} has no folder {', '.join(missing)}")
     stems = [f"{folders[label]}/{Path(x).stem}" for x, label in zip(test.paths, test.labels)]
+    others = 0
     for name in names:
         files = []
         for severity in severities:
@@ -41,8 +43,13 @@ def read_imagenet_c(
                 raise InputError(
                     f"{folder} lacks {len(missing)} of the test images, first {missing[0]}"
                 )
+            others += len(found) - len(stems)
             files += [(str(found[stem].relative_to(root)), 0) for stem in stems]
         manifest, unreadable = scan(root, files, name)
         if unreadable:
             report_unreadable(unreadable, 0, "ImageNet-C", root)
-        yield name, manifest._replace(labels=np.tile(test.labels, len(severities)))
+        labels = np.tile(test.labels, len(severities))
+        # As it is written in the params: a temporary copy makes the same records.
+        yield name, manifest._replace(root=str(Path(path)), labels=labels)
+    if others:
+        print(f"{root}: {others} images that are not among the test images are left out")

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
@@ -18,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from richkd import params
-from richkd.base.errors import InputError, one_line
-from richkd.data.dataset import Manifest, Split, picture
+from richkd.base.errors import InputError
+from richkd.data.dataset import Manifest, Split, open_image, picture, printable, undecodable
 from richkd.data.resident import ResidentSet, normalise, to_input
 from richkd.data.views import Center, Preprocessing, RandomResizedCrop, Views
 
@@ -34,23 +35,31 @@ AT_ONCE = 32  # files that a GPU decodes together; it holds them in full size
 
 
 def read_bytes(path: Path | str) -> Tensor:
-    """A file's bytes, uint8 (n,). InputError if the file cannot be read."""
+    """A file's bytes, uint8 (n,). InputError if the file is empty or cannot be read."""
     try:
-        return read_file(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
+        # torchvision takes no name with bytes that are no UTF-8.
+        content = torch.from_numpy(np.fromfile(path, np.uint8))
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be read: {error.strerror}") from None
+    if not len(content):
+        raise InputError(f"{printable(path)} cannot be read: it is empty")
+    return content
 
 
 def decode(path: Path | str) -> Tensor:
-    """RGB uint8 (3, H, W), upright. InputError names a file that is broken."""
+    """RGB uint8 (3, H, W), upright.
+
+    Raises InputError for a file that is damaged, too large or of another format.
+    """
     content = read_bytes(path)
     if content[:2].tolist() != [0xFF, 0xD8]:
         # PIL decodes all but JPEGs: a broken PNG makes torchvision 0.29 end the process.
         return torch.from_numpy(np.array(picture(path))).permute(2, 0, 1)
     try:
-        return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be decoded: {one_line(error)}") from None
+        with open_image(BytesIO(content.numpy().data)):  # the size, before anything is that large
+            return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
+    except Exception as error:  # PIL's and torchvision's depend on where the file is broken
+        raise undecodable(path, error) from None
 
 
 def cut_center(image: Tensor, center: Center) -> Tensor:

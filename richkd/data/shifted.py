@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from richkd.base.checkout import locate
 from richkd.base.errors import InputError
-from richkd.data.dataset import Info, Manifest, Split
+from richkd.data.dataset import Info, Manifest, Split, check_memory
 from richkd.data.folder import in_folders, report_unreadable, scan, subfolders, wnids
 
 
@@ -27,15 +28,21 @@ def read_shifted(
     of the `test` images.
     """
     if isinstance(path, str):
-        return _read_folders(Path(path), info) if Path(path).is_dir() else None
-    if not all(Path(x).is_file() for x in path):
+        folder = locate(path)
+        if not folder.exists():
+            return None
+        if not folder.is_dir():
+            raise InputError(f"{folder} is a file: must be a folder that holds a folder a class")
+        # As it is written in the params: a temporary copy makes the same records.
+        return _read_folders(folder, info)._replace(root=str(Path(path).parent))
+    images, labels = map(locate, path)
+    if not images.is_file() or not labels.is_file():
         return None
     assert isinstance(test, Split)  # the params allow arrays only beside arrays
-    images, labels = path
     return _read_arrays(images, labels, info, test.images.shape[1:])
 
 
-def _read_arrays(images: str, labels: str, info: Info, shape: tuple[int, ...]) -> Split:
+def _read_arrays(images: Path, labels: Path, info: Info, shape: tuple[int, ...]) -> Split:
     try:
         pixels, truth = (np.lib.format.open_memmap(x, mode="r") for x in (images, labels))
     except Exception as error:  # numpy's error depends on where the file ends
@@ -43,6 +50,7 @@ def _read_arrays(images: str, labels: str, info: Info, shape: tuple[int, ...]) -
     if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
         needed = ", ".join(map(str, shape))
         raise InputError(f"{images} must be uint8 (N, {needed}), not {pixels.dtype} {pixels.shape}")
+    check_memory(f"the images of {images}", 2 * pixels.nbytes, "take fewer")
     whole = truth.shape == (len(pixels),) and np.issubdtype(truth.dtype, np.integer)
     if not whole or not len(truth) or truth.min() < 0 or truth.max() >= len(info.classes):
         raise InputError(
@@ -52,13 +60,9 @@ def _read_arrays(images: str, labels: str, info: Info, shape: tuple[int, ...]) -
 
 
 def _read_folders(path: Path, info: Info) -> Manifest:
-    names = subfolders(path)
-    label_of = _labels(path, names, info)
+    label_of = _labels(path, list(subfolders(path)), info)
     if not label_of:
         raise InputError(f"{path} has no folder for any of the {len(info.folders)} classes")
-    if len(label_of) < len(names):
-        left_out = len(names) - len(label_of)
-        print(f"{path}: {left_out} classes that are not in the data set are left out")
     kept = list(label_of)
     # `path` is a part of the files' paths: they are relative to the folder above it.
     files = [(file, label_of[kept[position]]) for file, position in in_folders(path, kept)]

@@ -46,13 +46,13 @@ Summary = dict[str, dict[str, float]]
 class Calibrated(TypedDict):
     """Of `metrics/calibrate/<name>.json`: on clean or on corrupted images.
 
-    Without a fitted temperature there is no `ece_tempered`.
+    Without a fitted temperature there is no `ece_tempered`, and no mean where a seed has none.
     """
 
     ece: Figures
     nll: Figures
     confident_wrong: Figures
-    ece_tempered: NotRequired[Figures]
+    ece_tempered: NotRequired[dict[str, FiniteFloat]]
 
 
 class Calibration(TypedDict):

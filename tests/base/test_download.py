@@ -1,5 +1,6 @@
 """Downloads arrive whole or say why not, whatever the server does; unsafe tars are refused."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -388,3 +389,100 @@ def test_an_error_of_the_reader_stays_what_it_is(tmp_path):
     path = make_tar(tmp_path / "x.tar", ("a", b"a"))
     with pytest.raises(OSError, match="mine"), members(path):
         raise OSError("mine")
+
+
+# --- archives made to be endless ----------------------------------------------------------------
+
+
+def header(name="a", size=0, kind=b"0"):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(record, value):
+    """A pax header with one record, and the header of the member that it belongs to."""
+    content = next(
+        text
+        for digits in range(1, 9)
+        if len(text := f"{len(f' {record}={value}') + digits + 1} {record}={value}\n") < 10**digits
+        and int(text.split()[0]) == len(text)
+    ).encode()
+    return header("p", len(content), b"x") + content.ljust(512, b"\0") + header()
+
+
+def negative(kind):
+    """A header that declares -512 bytes."""
+    fields = bytearray(header("a", 0, kind))
+    fields[124:136] = (-512).to_bytes(12, "big", signed=True)
+    fields[148:156] = b" " * 8
+    fields[148:156] = b"%06o\0 " % sum(fields)
+    return bytes(fields)
+
+
+BOUND = "member 'a' must have 0 to 500,000,000 bytes"
+MANY = "a member has too many headers"
+NOT_WHOLE = "is not whole, or not a tar archive"
+NAME = header("@LongLink", 5, b"L") + b"name".ljust(512, b"\0")
+EMPTY = bytes(1024)
+HOSTILE = {
+    "long names": (NAME * 3000, MANY),
+    "pax headers": (pax("path", "b")[:1024] * 3000, MANY),
+    "a name of 20 GB": (
+        header("@LongLink", 2 * 10**10, b"L"),
+        "its headers have more than",
+    ),
+    "a name of -512 bytes": (negative(b"L"), "its headers have more than"),
+    "pax of 8 GB": (header("p", 8**11 - 1, b"x"), "its headers have more than"),
+    "a file of -512 bytes": (negative(b"0"), BOUND),
+    "a file of 8 GB": (header("a", 8**11 - 1), BOUND),
+    "a file of 8 GB by pax": (
+        pax("size", 8 * 10**9),
+        BOUND,
+    ),
+    "sparse": (pax("GNU.sparse.map", "0,1"), "member 'a' is sparse"),
+    "sparse nonsense": (pax("GNU.sparse.map", "x,y"), NOT_WHOLE),
+    "a size of 400 digits": (pax("size", "9" * 400), BOUND),
+    "NUL in a name": (pax("path", "a\0b"), "member 'a\\x00b' has a NUL in its name"),
+    "NUL in a link": (pax("linkpath", "a\0b"), "member 'a' has a NUL in its name"),
+    "headers without end": (header() * 9000, "its headers have more than 4,194,304 bytes"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("content", "said"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_archive_is_refused_at_once(tmp_path, content, said, packed):
+    path = tmp_path / "x.tar"
+    path.write_bytes(gzip.compress(content + EMPTY, 1) if packed else content + EMPTY)
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught, members(path):
+        pytest.fail("read")
+    text = str(caught.value)
+    expected = f"{path} {said}" if said == NOT_WHOLE else f"{path}: refused, {said}"
+    assert text.startswith(expected) and "\n" not in text
+    assert time.monotonic() - began < 10
+
+
+def test_an_archive_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TOTAL", 10**6)
+    zeros = gzip.compress(bytes(10**6), 1)
+    (tmp_path / "x.tar").write_bytes(gzip.compress(header() + EMPTY, 1) + zeros * 1000)
+    with pytest.raises(InputError, match="refused, it has more than 1,000,000 bytes"):
+        contents(tmp_path / "x.tar")
+    path = make_tar(tmp_path / "y.tar", *((name, bytes(400_000)) for name in "abc"))
+    with pytest.raises(InputError, match="refused, its members have more than 1,000,000 bytes"):
+        contents(path)
+
+
+def test_a_member_larger_than_the_bound_is_refused(tmp_path, monkeypatch):
+    path = make_tar(tmp_path / "x.tar", ("a", bytes(1000)), ("b", bytes(1001)))
+    monkeypatch.setattr(download, "MEMBER", 1001)
+    assert len(contents(path)["b"]) == 1001
+    monkeypatch.setattr(download, "MEMBER", 1000)
+    with pytest.raises(InputError, match="refused, member 'b' must have 0 to 1,000 bytes"):
+        contents(path)
+
+
+@pytest.mark.parametrize("mode", ["w:bz2", "w:xz"])
+def test_other_compressions_are_read(tmp_path, mode):
+    assert contents(make_tar(tmp_path / "x.tar", ("a", BODY), mode=mode)) == {"a": BODY}

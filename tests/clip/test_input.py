@@ -146,3 +146,11 @@ def test_siglip_s_bias_changes_no_probability():
         ours = clip.ZeroShot(model, classes, scale, expected)(pixels).logits
     torch.testing.assert_close(ours - 10, own)
     torch.testing.assert_close(ours.softmax(1), own.softmax(1))
+
+
+def test_constants_are_sent_once(monkeypatch):
+    expected = clip.Input(16, [0.11, 0.22, 0.33], [0.44, 0.55, 0.66])
+    pixels = torch.rand(2, 3, 16, 16)
+    first = clip.preprocess(pixels, expected)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("sent again"))
+    assert torch.equal(clip.preprocess(pixels, expected), first)

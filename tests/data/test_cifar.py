@@ -160,6 +160,7 @@ NO_LABELS = "tiny/one has no labels, only batch_label, data, filenames"
 SHAPE = "tiny/one: data must be uint8 (N, 3072), not "
 LENGTH = "tiny/one: labels must be 5 numbers, one an image"
 RANGE = "tiny/one: labels must be 0 to 2, not "
+TEXT = "tiny/meta: label_names must be text"
 NAMES = "tiny/meta must hold label_names, a list of 3"
 DATA = np.zeros((5, 3072))
 WRONG = {
@@ -171,12 +172,18 @@ WRONG = {
     "a list": ("one", {"data": [1, 2]}, SHAPE + "list"),
     "a label less": ("one", {"labels": [0, 1, 2, 0]}, LENGTH),
     "labels in words": ("one", {"labels": "01201"}, LENGTH),
+    "labels without an axis": ("one", {"labels": np.array(3)}, LENGTH),
+    "one label": ("one", {"labels": 3}, LENGTH),
+    "a column of labels": ("one", {"labels": np.zeros((5, 1), int)}, LENGTH),
+    "a label of 5,000 digits": ("one", {"labels": [0, 1, 10**5000, 0, 1]}, RANGE + "int"),
+    "a label that is a list": ("one", {"labels": [0, 1, [2], 0, 1]}, RANGE + "list"),
     "a label too large": ("one", {"labels": [0, 1, 3, 0, 1]}, RANGE + "3"),
     "a label below 0": ("one", {"labels": [0, 1, -1, 0, 1]}, RANGE + "-1"),
     "a label with a fraction": ("one", {"labels": [0, 1, 2.5, 0, 1]}, RANGE + "2.5"),
     "no names": ("meta", {"label_names": None}, NAMES),
     "a name less": ("meta", {"label_names": ["a", "b"]}, NAMES),
     "names of another kind": ("meta", {"label_names": "abc"}, NAMES),
+    "a name that is none": ("meta", {"label_names": ["a", 1, "c"]}, TEXT),
     "an image less": (
         "one",
         {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 0]},
@@ -218,3 +225,56 @@ def test_a_truncated_archive_is_refused(tmp_path):
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(InputError, match="x.tar.gz is not whole, or not a tar archive"):
         read_cifar(path, "tiny")
+
+
+# --- pickles made to be endless -----------------------------------------------------------------
+
+# A pickle of 40 containers, each of which holds the one before twice; then what is done with it.
+TUPLES = b"\x80\x02)q\x00" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(40))
+LISTS = b"\x80\x02]q\x00" + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(40))
+NAMES_KEY = b"X\x0b\x00\x00\x00label_names"
+NESTED = "an array is described by nested containers"
+ENDLESS = {
+    "a key of tuples": (TUPLES[:2] + b"}" + TUPLES[2:] + b"K\x01s.", "a key of a dict is no text"),
+    "keys of tuples": (TUPLES[:2] + b"}(" + TUPLES[2:] + b"K\x01u.", "a key of a dict is no text"),
+    "a dict of tuples": (TUPLES[:2] + b"(" + TUPLES[2:] + b"K\x01d.", "a key of a dict is no text"),
+    "a key of a number": (b"\x80\x02}K\x01K\x01s.", "a key of a dict is no text"),
+    "a set": (b"\x80\x04\x8f(" + TUPLES[2:] + b"\x90.", "opcode 143 is refused"),
+    "a frozen set": (b"\x80\x04(" + TUPLES[2:] + b"\x91.", "opcode 145 is refused"),
+    "a dtype of tuples": (b"\x80\x02cnumpy\ndtype\n" + TUPLES[2:] + b"\x85R.", NESTED),
+    "a dtype of lists": (b"\x80\x02cnumpy\ndtype\n" + LISTS[2:] + b"\x85R.", NESTED),
+    "arguments in a list": (b"\x80\x02cnumpy\ndtype\n" + LISTS[2:] + b"R.", NESTED),
+    "a state of lists": (b"\x80\x02cnumpy\ndtype\nU\x02u1\x85R" + LISTS[2:] + b"b.", NESTED),
+    "a state of a function": (b"\x80\x02c_codecs\nencode\n}b.", "it sets the state of something"),
+    "a slow encoding": (
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x08\x00\x00\x00punycode\x86R.",
+        "it encodes text in another way",
+    ),
+    "another way to call": (b"\x80\x02cnumpy\ndtype\n)\x81.", "opcode 129 is refused"),
+    "many parts": (b"\x80\x02" + b"]0" * 20_000 + b".", "it has more than 10,000 parts"),
+    "many parts in a frame": (
+        b"\x80\x04\x95" + (40_001).to_bytes(8, "little") + b"]0" * 20_000 + b".",
+        "it has more than 10,000 parts",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), ENDLESS.values(), ids=ENDLESS)
+def test_a_pickle_without_end_is_refused(tmp_path, monkeypatch, content, said):
+    monkeypatch.setattr("richkd.data.cifar.OPCODES", 10_000)
+    monkeypatch.setattr("richkd.data.cifar._Pickle.left", 10_000)
+    path = write(tmp_path / "x.tar.gz", tiny_contents() | {"tiny/meta": content})
+    assert refusal(path).startswith(f"tiny/meta could not be unpickled: {said}")
+
+
+@pytest.mark.parametrize("nested", [TUPLES, LISTS], ids=["tuples", "lists"])
+def test_a_class_name_of_nested_containers_is_refused(tmp_path, nested):
+    content = b"\x80\x02}" + NAMES_KEY + b"](" + nested[2:] + b"U\x01aU\x01bes."
+    path = write(tmp_path / "x.tar.gz", tiny_contents() | {"tiny/meta": content})
+    assert refusal(path) == TEXT
+
+
+def test_many_keys_make_no_long_line(tmp_path):
+    contents = tiny_contents() | {"tiny/one": {f"{'k' * 500}{i}": i for i in range(500)}}
+    text = refusal(write(tmp_path / "x.tar.gz", contents))
+    assert text.startswith("tiny/one has no data, only kkk") and len(text) < 300

@@ -1,9 +1,13 @@
 """The composed data set: no scan in two splits, labels that say what the image shows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from richkd import params
+from richkd.base.errors import InputError
 from richkd.data import digits
 
 POOLS = digits.pools(0)
@@ -102,3 +106,31 @@ def test_images_follow_the_generator():
     )
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
     assert not np.array_equal(first[0], other[0])
+
+
+SECTION = {
+    "name": "digits", "classes": "all", "train_per_class": 1, "validation_images": 100,
+    "test_images": 100, "captioned_images": 100, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": ("one",)}, "dataset.classes is ['one']: must name at least two"),
+        ({"test_images": 99}, "dataset has 99 test images: at least 100, one a class"),
+    ],
+)
+def test_what_cannot_be_composed_is_one_line(changes, said):
+    with pytest.raises(InputError) as caught:
+        digits.prepare_digits(params.Digits(**SECTION | changes))
+    assert str(caught.value) == said
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**9))
+    with pytest.raises(InputError) as caught:
+        digits.prepare_digits(params.Digits(**SECTION | {"train_per_class": 10**4}))
+    assert str(caught.value) == (
+        "the images take 1.5 GB of memory, 1.0 are free: ask for fewer in dataset"
+    )

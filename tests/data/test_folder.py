@@ -4,7 +4,9 @@ import io
 import json
 import os
 import shutil
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from scipy.io import savemat
 
 from richkd import params
 from richkd.base.errors import InputError
-from richkd.data import folder
+from richkd.data import dataset, folder
+from richkd.data.dataset import load_split, picture, save_split
 from richkd.data.imagesets import decode
 
 WNIDS = trees.WNIDS[:4]
@@ -180,14 +183,14 @@ def test_more_broken_files_than_allowed_are_named(odd):
     assert refusal(imagenet(odd, expect_train=4 * TRAIN)) == said
 
 
-def test_the_first_ten_of_many_are_named(tree):
+def test_the_first_of_many_are_named(tree):
     for path in (tree / "val").glob("*/*"):
         path.write_bytes(b"")
     said = refusal(imagenet(tree, unreadable=11))
     assert said.startswith(
         f"12 files below {tree} cannot be read: val/{WNIDS[0]}/{WNIDS[0]}_0.JPEG, "
     )
-    assert said.endswith(", ...; dataset.unreadable allows 11") and said.count(".JPEG") == 10
+    assert said.endswith(", ...; dataset.unreadable allows 11") and said.count(".JPEG") == 5
 
 
 def test_a_class_of_which_nothing_can_be_read_is_named(tree):
@@ -283,13 +286,13 @@ def test_files_with_another_ending_are_left_out_and_said(tree, capsys):
 
 def test_endings_in_any_case(tmp_path):
     names = ["a.JPG", "b.Jpeg", "c.png", "d.PNG", "e.webp"]
-    for part in ("train", "val"):
-        (tmp_path / part / "x").mkdir(parents=True)
+    for place in ("train/x", "train/y", "val/x", "val/y"):
+        (tmp_path / place).mkdir(parents=True)
         for name in names:
-            Image.new("RGB", (9, 8)).save(tmp_path / part / "x" / name)
+            Image.new("RGB", (9, 8)).save(tmp_path / place / name)
     splits, _ = folder.prepare_folders(own(tmp_path))
-    assert [Path(path).name for path in splits["train"].paths] == names
-    assert splits["train"].plain.tolist() == [True, True, False, False, False]
+    assert [Path(path).name for path in splits["train"].paths] == names * 2
+    assert splits["train"].plain.tolist() == [True, True, False, False, False] * 2
 
 
 def encoded(kind, **options):
@@ -314,21 +317,48 @@ READABLE = {
     "PNG with EXIF": encoded("PNG", exif=EXIF),
     "PNG with all pixels, without its end": encoded("PNG")[:-12],
 }
+
+
+def png(width, height):
+    """A PNG in grey, so large; its pixels are not there."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b""))
+    )
+
+
+def jpeg(width, height):
+    """A JPEG, so large; its pixels are not there."""
+    content = encoded("JPEG")
+    place = content.index(b"\xff\xc0") + 5
+    return content[:place] + struct.pack(">HH", height, width) + content[place + 4 :]
+
+
+ANOTHER = ": must be JPEG, PNG, WEBP"
+LARGE = " pixels: at most 100 megapixels are allowed"
 BROKEN = {
-    "empty": b"",
-    "one byte": b"\xff",
-    "no image": b"<html>not found</html>" * 50,
-    "JPEG, half": encoded("JPEG")[:1000],
-    "JPEG, half, with bytes behind": encoded("JPEG")[:1000] + b"\0" * 100,
-    "PNG, half": encoded("PNG")[:2000],
-    "PNG, one bit wrong": flipped(encoded("PNG")),
-    "PNG with EXIF, one bit wrong": flipped(encoded("PNG", exif=EXIF)),
-    "WebP, half": encoded("WEBP")[:500],
+    "empty": (b"", ""),
+    "one byte": (b"\xff", ""),
+    "no image": (b"<html>not found</html>" * 50, ""),
+    "JPEG, half": (encoded("JPEG")[:1000], ""),
+    "JPEG, half, with bytes behind": (encoded("JPEG")[:1000] + b"\0" * 100, ""),
+    "PNG, half": (encoded("PNG")[:2000], ""),
+    "PNG, one bit wrong": (flipped(encoded("PNG")), ""),
+    "PNG with EXIF, one bit wrong": (flipped(encoded("PNG", exif=EXIF)), ""),
+    "WebP, half": (encoded("WEBP")[:500], ""),
     # Formats that cannot be decoded during training are refused.
-    "BMP": encoded("BMP"),
-    "GIF": encoded("GIF"),
-    "TIFF": encoded("TIFF"),
-    "AVIF": encoded("AVIF"),
+    "BMP": (encoded("BMP"), f"it is BMP{ANOTHER}"),
+    "GIF": (encoded("GIF"), f"it is GIF{ANOTHER}"),
+    "TIFF": (encoded("TIFF"), f"it is TIFF{ANOTHER}"),
+    "AVIF": (encoded("AVIF"), f"it is AVIF{ANOTHER}"),
+    "192 megapixels": (png(19_200, 10_000), f"it has 19,200 x 10,000{LARGE}"),
+    "a large square": (png(13_300, 13_300), f"it has 13,300 x 13,300{LARGE}"),
+    "a large JPEG": (jpeg(65_000, 65_000), f"it has 65,000 x 65,000{LARGE}"),
+    "a strip": (
+        jpeg(20, 2001),
+        "it has 20 x 2,001 pixels: one side must be at most 100 times the other",
+    ),
 }
 
 
@@ -340,14 +370,47 @@ def test_unusual_files_that_can_be_read(tmp_path, content):
     assert decode(tmp_path / "x.jpg").shape == (3, 40, 50)
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_files_that_cannot(tmp_path, content):
-    (tmp_path / "x.jpg").write_bytes(content)
-    assert folder.probe(tmp_path / "x.jpg") is None
+@pytest.mark.parametrize(("content", "reason"), BROKEN.values(), ids=BROKEN)
+def test_files_that_cannot(tmp_path, content, reason):
+    """`prepare` says why; whoever decodes such a file later says the same."""
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    assert folder.probe(path) == reason
+    for read in (decode, picture):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        text = str(caught.value)
+        assert text.startswith(f"{path} cannot be ") and text.endswith(reason)
+        assert "\n" not in text and len(text) < 400
 
 
-def test_a_file_that_is_gone(tmp_path):
-    assert folder.probe(tmp_path / "gone.jpg") is None
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_images_up_to_the_limit_are_read(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(dataset, "MEGAPIXELS", 0.01)
+    for size in ((100, 100), (1000, 10)):
+        Image.new("RGB", size).save(tmp_path / "x", kind)
+        assert folder.probe(tmp_path / "x")[:2] == size
+        assert decode(tmp_path / "x").shape == (3, *size[::-1])
+    Image.new("RGB", (101, 100)).save(tmp_path / "x", kind)
+    assert folder.probe(tmp_path / "x") == (
+        "it has 101 x 100 pixels: at most 0.01 megapixels are allowed"
+    )
+
+
+def test_files_that_are_not_there(tmp_path):
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    assert folder.probe(tmp_path / "gone.jpg") == "it is gone"
+    assert folder.probe(tmp_path / "link.jpg") == "the link leads nowhere"
+
+
+def test_a_reason_stands_behind_the_name(tree):
+    (tree / "train" / WNIDS[1] / "a.jpg").write_bytes(encoded("GIF"))
+    (tree / "train" / WNIDS[1] / "b.png").symlink_to("nowhere")
+    said = (
+        f"2 files below {tree} cannot be read: train/{WNIDS[1]}/a.jpg (it is GIF{ANOTHER}), "
+        f"train/{WNIDS[1]}/b.png (the link leads nowhere)"
+    )
+    assert refusal(imagenet(tree)) == f"{said}; dataset.unreadable allows 0"
 
 
 # --- the official validation images -------------------------------------------------------------
@@ -491,12 +554,34 @@ def test_a_file_gives_names(pets, tmp_path):
             "must hold one JSON object: a name for each folder",
         ),
         ('{"dog": ', "is not whole: Expecting value: line 1 column 9 (char 8)"),
+        ("", "is not whole: Expecting value: line 1 column 1 (char 0)"),
+        ("[" * 100_000, "is not whole: maximum recursion depth exceeded while decoding"),
+        ('{"dog": ' + "9" * 5000, "is not whole: Exceeds the limit (4300 digits)"),
+        ('{"dog": "café"}'.encode("latin1"), "must be UTF-8: byte 12 is not"),
+        ('{"dog": " "}', "names the class 'dog' ' ': must be text"),
+        ('{"dog": "\\ud800"}', "names the class 'dog' '\\ud800': must be text"),
+        (b" " * 10_000_001, "is too large: must be at most 10 MB"),
     ],
 )
 def test_wrong_names_are_one_line(pets, tmp_path, content, said):
     names = tmp_path / "names.json"
-    names.write_text(content)
-    assert refusal(own(pets, names=str(names))) == f"{names} {said}"
+    names.write_bytes(content if isinstance(content, bytes) else content.encode())
+    text = refusal(own(pets, names=str(names)))
+    assert text.startswith(f"{names} {said}") and len(text) < 300 + len(str(names))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_names_in_any_unicode(pets, tmp_path, encoding):
+    names = tmp_path / "names.json"
+    given = {"dog": "Hündin", "tabby_cat": "кошка", "red panda": "パンダ"}
+    names.write_text(json.dumps(given, ensure_ascii=False), encoding=encoding)
+    _, info = folder.prepare_folders(own(pets, names=str(names)))
+    assert info.classes == ["Hündin", "パンダ", "кошка"]
+
+
+def test_names_that_are_not_there(pets, tmp_path):
+    said = f"{tmp_path}/gone.json cannot be read: No such file or directory"
+    assert refusal(own(pets, names=f"{tmp_path}/gone.json")) == said
 
 
 def test_classes_that_are_not_there(pets):
@@ -504,3 +589,135 @@ def test_classes_that_are_not_there(pets):
     assert refusal(own(pets, classes=("dog", "emu"))) == said
     (pets / "train/emu").mkdir()
     assert refusal(own(pets)) == f"{pets}/train/emu holds no image (.jpg, .jpeg, .png, .webp)"
+
+
+# --- names with other letters than the Latin ones -----------------------------------------------
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_composed_and_decomposed_letters_are_one_class(pets, tmp_path):
+    (pets / "train/dog").rename(pets / f"train/{DECOMPOSED}")
+    (pets / "val/dog").rename(pets / f"val/{COMPOSED}")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({DECOMPOSED: "a bar", "red panda": "x", "tabby_cat": "y"}))
+    splits, info = folder.prepare_folders(own(pets, names=str(names)))
+    assert info.folders == [COMPOSED, "red panda", "tabby_cat"] and info.classes[0] == "a bar"
+    for name, written in (("train", DECOMPOSED), ("test", COMPOSED)):
+        paths = [path for path, label in zip(splits[name].paths, splits[name].labels) if not label]
+        assert len(paths) == 2 and all(f"/{written}/" in path for path in paths)
+        assert (pets / paths[0]).is_file()
+    for spelling in (COMPOSED, DECOMPOSED):
+        chosen = own(pets, classes=("tabby_cat", spelling))
+        assert folder.prepare_folders(chosen)[1].folders == [COMPOSED, "tabby_cat"]
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_one_class_in_two_folders_is_refused(pets, part):
+    for name in (COMPOSED, DECOMPOSED):
+        shutil.copytree(pets / "train/dog", pets / part / name)
+        shutil.copytree(pets / "train/dog", pets / "train" / COMPOSED, dirs_exist_ok=True)
+    assert refusal(own(pets)) == (
+        f"{pets}/{part} has two folders for the class '{COMPOSED}', with letters composed and "
+        "decomposed: must be one folder"
+    )
+
+
+def test_a_class_whose_name_is_no_utf8_is_refused(pets):
+    os.rename(os.fsencode(pets / "train/dog"), os.fsencode(pets) + b"/train/caf\xe9")
+    said = f"{pets}/train/caf\\udce9: a class's name must be UTF-8"
+    assert refusal(own(pets)) == said
+
+
+def test_files_whose_names_are_no_utf8_are_read(pets, tmp_path, capsys):
+    path = os.fsdecode(os.fsencode(pets) + b"/train/dog/caf\xe9.jpg")
+    shutil.copy(next((pets / "train/dog").iterdir()), path)
+    splits, _ = folder.prepare_folders(own(pets))
+    save_split(tmp_path / "train.safetensors", splits["train"])
+    train = load_split(tmp_path / "train.safetensors")
+    assert [f"{train.root}/{x}" for x in train.paths].count(path) == 1
+    assert decode(path).shape[0] == 3 and picture(path).mode == "RGB"
+    Path(path).write_bytes(b"no image")
+    _, info = folder.prepare_folders(own(pets, unreadable=1))
+    assert info.unreadable == ["train/dog/caf\\udce9.jpg"]
+    assert "cannot be read: train/dog/caf\\udce9.jpg; they" in capsys.readouterr().out
+    for read in (decode, picture):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert "train/dog/caf\\udce9.jpg cannot be decoded: " in str(caught.value)
+
+
+# --- what is left out ---------------------------------------------------------------------------
+
+
+def left_out(p, capsys):
+    capsys.readouterr()
+    folder.prepare_folders(p)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.endswith(" are left out") for line in lines)
+    return [line.removesuffix(" are left out") for line in lines]
+
+
+def test_everything_that_is_left_out_is_counted(pets, capsys):
+    assert left_out(own(pets), capsys) == []
+    image = next((pets / "train/dog").iterdir())
+    below = pets / "train/dog/more/and more"
+    below.mkdir(parents=True)
+    for path in (below / "a.jpg", below.parent / "b.png", below / "notes.txt", pets / "val/c.jpg"):
+        shutil.copy(image, path)
+    (pets / "train/dog/gone.txt").symlink_to("nowhere")
+    os.mkfifo(pets / "train/dog/pipe.jpg")
+    shutil.copytree(pets / "train/red panda", pets / "val/emu")
+    assert left_out(own(pets), capsys) == [
+        f"{pets}/train: 2 files that are no images (.jpg, .jpeg, .png, .webp)",
+        f"{pets}/train: 2 images in folders below a class's folder",
+        f"{pets}/val: 1 classes that are not in the data set",
+        f"{pets}/val: 1 images that lie in no class's folder",
+    ]
+    assert left_out(own(pets, classes=("red panda", "tabby_cat")), capsys) == [
+        f"{pets}/train: 1 classes that are not in the data set",
+        f"{pets}/val: 2 classes that are not in the data set",
+        f"{pets}/val: 1 images that lie in no class's folder",
+    ]
+
+
+def test_a_class_with_images_only_below_its_folder_says_so(pets):
+    for path in list((pets / "train/dog").iterdir()):
+        (pets / "train/dog/images").mkdir(exist_ok=True)
+        path.rename(pets / "train/dog/images" / path.name)
+    assert refusal(own(pets)) == (
+        f"{pets}/train/dog holds no image (.jpg, .jpeg, .png, .webp), but 2 in folders below it"
+    )
+
+
+def test_flat_validation_counts_too(flat, capsys):
+    (flat / "val/notes.txt").write_text("x")
+    assert left_out(imagenet(flat, classes=tuple(WNIDS[:2])), capsys) == [
+        f"{flat}/train: 2 classes that are not in the data set",
+        f"{flat}/val: 1 files that are no validation images",
+        f"{flat}/val: 6 images of classes that are not in the data set",
+    ]
+
+
+def test_one_class_is_refused(pets, tree):
+    said = "the data set has the class {!r} alone: {}/train and dataset.classes must have two"
+    assert refusal(own(pets, classes=("dog",))) == said.format("dog", pets)
+    assert refusal(imagenet(tree, classes=(WNIDS[0],))) == said.format(WNIDS[0], tree)
+    for name in ("dog", "red panda"):
+        shutil.rmtree(pets / "train" / name)
+    assert refusal(own(pets)) == said.format("tabby_cat", pets)
+
+
+def test_a_temporary_copy_finds_the_images_of_the_checkout(pets, monkeypatch):
+    """And makes the same records as the checkout."""
+    monkeypatch.chdir(pets.parent)
+    expected, _ = folder.prepare_folders(own("pets"))
+    copy = pets.parent / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    found, _ = folder.prepare_folders(own("pets"))
+    assert found["train"].root == expected["train"].root == "pets"
+    assert found["train"].paths == expected["train"].paths
+    save_split("train.safetensors", found["train"])
+    train = load_split("train.safetensors")
+    assert decode(Path(train.root, train.paths[0])).shape[0] == 3

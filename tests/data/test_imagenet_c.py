@@ -108,7 +108,9 @@ def test_a_broken_file_is_named(published, test_images):
     assert refusal(read(published, test_images)) == said
 
 
-def test_images_that_are_not_test_images_do_not_matter(published, test_images):
+def test_images_that_are_not_test_images_are_left_out_and_counted(published, test_images, capsys):
     for path in published.rglob(f"{WNIDS[2]}_1.JPEG"):  # not among the five
         path.write_bytes(b"")
     assert [name for name, _ in read(published, test_images)] == NAMES
+    said = f"{published}: 16 images that are not among the test images are left out\n"
+    assert capsys.readouterr().out == said

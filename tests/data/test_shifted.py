@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,8 +116,29 @@ def test_a_class_without_images_is_named(tmp_path):
 def test_what_is_not_there_is_none(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     assert read(str(tmp_path / "gone"), FILES) is None
-    assert read(str(tmp_path / "file"), FILES) is None
     assert read((str(tmp_path / "file"), str(tmp_path / "gone")), ARRAYS) is None
+
+
+def test_letters_composed_or_not_are_one_class(tmp_path):
+    trees.shifted(tmp_path / "r", {"cafe\u0301": 0, "dog": 1})
+    info = Info(name="folder", classes=["a", "b"], mean=[], std=[], folders=["caf\u00e9", "dog"])
+    found = read(str(tmp_path / "r"), info)
+    assert found.labels.tolist() == [0] * 3 + [1] * 3
+    assert all(Path(found.root, path).is_file() for path in found.paths)
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    trees.shifted(tmp_path / "r", {CLASSES[0]: 0})
+    (tmp_path / f"r/{CLASSES[0]}/9.png").symlink_to("nowhere")
+    assert refusal(str(tmp_path / "r"), FILES).endswith(
+        f"r/{CLASSES[0]}/9.png (the link leads nowhere); a test set allows 0"
+    )
+
+
+def test_an_archive_that_is_not_unpacked_is_refused(tmp_path):
+    (tmp_path / "v2.tar").write_bytes(b"x")
+    said = f"{tmp_path}/v2.tar is a file: must be a folder that holds a folder a class"
+    assert refusal(str(tmp_path / "v2.tar"), FILES) == said
 
 
 # --- arrays -------------------------------------------------------------------------------------
@@ -211,6 +233,14 @@ def test_nothing_is_unpickled(pair, evil):
     assert "not both arrays" in refusal(pair(np.array([evil], object), LABELS), ARRAYS)
 
 
+def test_images_that_do_not_fit_into_memory_are_refused(pair, monkeypatch):
+    paths = pair(IMAGES, LABELS)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert refusal(paths, ARRAYS).startswith(
+        f"the images of {paths[0]} take 0.0 GB of memory, 0.0 are free: "
+    )
+
+
 def test_no_image_at_all_is_refused(pair):
     assert "labels.npy" in refusal(pair(IMAGES[:0], LABELS[:0]), ARRAYS)
 
@@ -236,11 +266,34 @@ def test_the_stage_says_what_it_found_and_what_not(here, capsys):
     said = capsys.readouterr().out
     assert "v2: 12 images of 4 classes" in said and "r: 6 images of 2 classes" in said
     assert "a is skipped: nothing is at nowhere/imagenet-a" in said
+    assert said.endswith("data/shifted: 2 test sets, 1 are skipped\n")
     assert load_split(SHIFTED / "r.safetensors").labels.tolist() == [1, 1, 1, 3, 3, 3]
 
     shutil.rmtree("r")  # and what was there before does not stay
     stages.shift.main()
     assert sorted(path.name for path in SHIFTED.iterdir()) == ["sets.json", "v2.safetensors"]
+
+
+def test_a_temporary_copy_reads_the_sets_of_the_checkout(here, monkeypatch):
+    """And writes the same files as the checkout, from which later stages read the images."""
+    trees.shifted(here / "sets/r", {CLASSES[3]: 3, CLASSES[1]: 1})
+    Path("weights").write_bytes(b"")
+    params = small_imagenet.params(here / "tree", Path("weights"))
+    params["shifted"] = {"r": "sets/r"}
+    copy = here / ".dvc/tmp/exps/tmp1"
+    (copy / "sets").mkdir(parents=True)
+    written = []
+    for folder in (here, copy):
+        monkeypatch.chdir(folder)
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        save_info("data/info.json", FILES)
+        save_split("data/test.safetensors", TEST)
+        stages.shift.main()
+        split = load_split(SHIFTED / "r.safetensors")
+        assert len(split.paths) == 6
+        assert all(Path(split.root, path).is_file() for path in split.paths)
+        written.append((SHIFTED / "r.safetensors").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_the_stage_takes_arrays(here, pair):

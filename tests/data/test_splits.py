@@ -96,6 +96,106 @@ def test_train_and_captioned_images_are_drawn_apart():
     assert 0 < len(set(parts["train"]) & set(parts["captioned"])) < 200
 
 
+# Sizes of classes; validation, train_per_class and captioned; then what each part has of a class.
+UNEVEN = {
+    "validation": ((1, 15, 15), (6, "all", 0), [(0, 3, 3), (1, 12, 12), (0, 0, 0)]),
+    "all that can go": ((1, 2, 4), (4, "all", 0), [(0, 1, 3), (1, 1, 1), (0, 0, 0)]),
+    "training images": ((1, 15, 15), (6, 1, 3), [(0, 3, 3), (1, 1, 1), (1, 1, 1)]),
+    "captions": ((1, 15, 15), (6, "all", 25), [(0, 3, 3), (1, 12, 12), (1, 12, 12)]),
+}
+
+
+def of_sizes(sizes, seed=0):
+    """Labels in random order, so many of each class."""
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+
+
+def counts(labels, parts):
+    return {
+        name: np.bincount(labels[ids], minlength=labels.max() + 1) for name, ids in parts.items()
+    }
+
+
+@pytest.mark.parametrize(("sizes", "asked", "expected"), UNEVEN.values(), ids=UNEVEN)
+def test_classes_of_other_sizes_keep_a_training_image(sizes, asked, expected):
+    labels = of_sizes(sizes)
+    found = counts(labels, divide(labels, *asked, 0))
+    assert [tuple(found[x]) for x in ("validation", "train", "captioned")] == expected
+
+
+def test_a_class_smaller_than_its_share_of_the_validation_images_keeps_one():
+    labels = of_sizes((100,) * 5 + (30,))
+    found = counts(labels, divide(labels, 200, "all", 0, 0))
+    assert found["validation"][5] == 29 and found["train"][5] == 1
+    assert sorted(found["validation"][:5]) == [34, 34, 34, 34, 35]
+
+
+SIZES = st.lists(st.integers(1, 30), min_size=2, max_size=8)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(sizes=SIZES, seed=st.integers(0, 99), data=st.data())
+def test_any_division_has_the_asked_sizes_or_is_one_line(sizes, seed, data):
+    labels = of_sizes(sizes, seed)
+    validation = data.draw(st.integers(0, len(labels)))
+    train_per_class = data.draw(st.just("all") | st.integers(1, 30))
+    captioned = data.draw(st.integers(0, len(labels)))
+    try:
+        parts = divide(labels, validation, train_per_class, captioned, seed)
+    except InputError as error:
+        assert "\n" not in str(error)
+        left = np.array(sizes)
+        if validation <= len(labels) - len(sizes):
+            held_out = stratified(labels, validation, np.random.default_rng([seed, 0]), keep=1)
+            left -= np.bincount(labels[held_out], minlength=len(sizes))
+            too_many = train_per_class != "all" and train_per_class > left.min()
+            assert too_many or captioned > left.sum()  # refused only what is not there
+            assert not too_many or str(error).endswith(f"of the class {left.argmin()}")
+        return
+    found = counts(labels, parts)
+    assert found["validation"].sum() == validation and found["captioned"].sum() == captioned
+    if train_per_class == "all":
+        assert (found["train"] + found["validation"] == sizes).all() and found["train"].all()
+    else:
+        assert (found["train"] == train_per_class).all()
+    held_out = set(parts["validation"])
+    assert not held_out & set(parts["train"]) and not held_out & set(parts["captioned"])
+    # As even as the classes allow: a class has fewer than another only because it has no more.
+    for name, most in (
+        ("validation", np.array(sizes) - 1),
+        ("captioned", sizes - found["validation"]),
+    ):
+        assert (np.minimum(found[name].max() - 1, most) <= found[name]).all()
+
+
+def test_divisions_of_classes_of_one_size_are_what_they_were():
+    parts = divide(np.arange(40) % 4, 6, 3, 5, 0)
+    assert {name: ids.tolist() for name, ids in parts.items()} == {
+        "validation": [1, 2, 4, 11, 24, 27],
+        "train": [3, 6, 8, 19, 20, 21, 25, 26, 32, 33, 34, 35],
+        "captioned": [0, 12, 17, 23, 30],
+    }
+
+
+def test_the_class_that_has_too_few_is_named():
+    with pytest.raises(InputError) as caught:
+        divide(np.repeat(np.arange(3), (3, 15, 15)), 6, 2, 0, 0, ["cat", "dog", "emu"])
+    assert str(caught.value) == (
+        "dataset.train_per_class is 2: must be all or at most 1, what dataset.validation leaves of "
+        "the class 'cat'"
+    )
+
+
+def test_classes_without_an_image_are_counted(capsys):
+    labels = np.repeat(np.arange(3), (1, 15, 15))
+    divide(labels, 6, "all", 2, 0, ["cat", "dog", "emu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 classes have no validation image, first 'cat'"
+    assert lines[1].startswith("1 classes have no captioned image, first ")
+    divide(labels, 0, "all", 3, 0, ["cat", "dog", "emu"])
+    assert not capsys.readouterr().out
+
+
 ASKED = {
     "validation": (
         (91, "all", 0),
@@ -104,7 +204,7 @@ ASKED = {
     "train": (
         (20, 9, 0),
         "dataset.train_per_class is 9: must be all or at most 8, "
-        "what dataset.validation leaves of each class",
+        "what dataset.validation leaves of the class 0",
     ),
     "captioned": (
         (20, "all", 81),

@@ -1,5 +1,6 @@
 """The stages `evaluate` and `calibrate` on a student that diverged, and the fused teacher's."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import yaml
 
 from richkd import models
-from richkd.base.files import read_json, write_array, write_json
+from richkd.base.files import write_array, write_json
 from richkd.classifiers import Loaded, save_classifier
 from richkd.data.dataset import CORRUPTED, Info, Split, save_info, save_split
 from richkd.data.views import Preprocessing
@@ -72,17 +73,17 @@ def test_a_student_that_diverged_is_named_and_its_logits_are_finite(images, caps
     for part, array in kept.items():
         np.testing.assert_array_equal(array[0], logits[part][0])
     calibrate.main("LF")
-    figures = read_json("metrics/calibrate/LF.json")
+    figures = json.loads(Path("metrics/calibrate/LF.json").read_text())
     assert np.isfinite(list(figures["corrupted"]["nll"].values())).all()
 
 
 def test_clipped_logits_still_have_their_answer(images):
     save_student("LF", 0, 1.0)
     evaluate.main("LF")
-    sane = read_json("metrics/evaluate/LF.json")
+    sane = json.loads(Path("metrics/evaluate/LF.json").read_text())
     save_student("LF", 0, 1e7)
     evaluate.main("LF")
-    assert read_json("metrics/evaluate/LF.json") == sane
+    assert json.loads(Path("metrics/evaluate/LF.json").read_text()) == sane
 
 
 @pytest.mark.filterwarnings("error")

@@ -178,6 +178,17 @@ def test_published_sets_are_taken_from_a_folder(published):
         )
 
 
+def test_a_temporary_copy_takes_the_sets_of_the_checkout(published, monkeypatch):
+    write(corruptions={"source": "path", "path": "CIFAR-100-C", **SETS})
+    copy = published.parent / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    for name in ("params.yaml", "data"):
+        Path(name).rename(copy / name)
+    monkeypatch.chdir(copy)
+    stages.corrupt.main()
+    assert np.load("data/corrupted/fog.npy")[:, 0, 0, 0].tolist() == [3] * 20 + [1] * 20
+
+
 def test_a_tar_that_is_not_the_published_one_is_refused(published, server):
     with tarfile.open("other.tar", "w") as tar:
         tar.add(published, "CIFAR-100-C")
