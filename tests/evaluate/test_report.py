@@ -528,6 +528,10 @@ CASES: dict[str, dict[str, Any]] = {
         "corruptions": {"source": "path", "path": "CIFAR-10-C"},
     },
     "teacher of torchvision": {"dataset": CIFAR | {"validation": 30}, "teacher": TORCHVISION},
+    "photographs of ice": {
+        "dataset": CIFAR | {"validation": 30},
+        "corruptions": {"source": "generate", "seed": 0, "frost": "download"},
+    },
 }  # fmt: skip
 
 
@@ -545,7 +549,8 @@ def test_page_says_what_is_true(here: Path, name: str) -> None:
     assert "from 1,050 labelled images" in text
     captioned = "10,000" if "dataset" not in case else "1,234"
     assert (f"trained on {captioned} captioned images." in text) == (source["clip"] == "train")
-    assert ("ice textures" in text) == (source["corrupted"] == "generate")
+    assert ("Frost: generated textures" in text) == (name == "digits")
+    assert ("Frost: the benchmark’s photographs." in text) == (name == "photographs of ice")
     assert ("which share scans within a split" in text) == (name == "digits")
 
     summary = json.loads(Path("metrics/summary.json").read_text())
