@@ -3,7 +3,9 @@
 RECORDED: the accuracy, in %, of the public resnet56 on CIFAR-100's first 3,000 test images under
 the benchmark's photographs at severities 1 to 5, each image under a random piece of each of the
 five. Measured on an Intel Xeon with torch 2.14.1 in bfloat16, with pieces drawn as the benchmark
-draws them. With three seeds the textures lay within 1 point of it at every severity.
+draws them. The textures, measured likewise, lay within 1 point of it at every severity in the mean
+of three seeds, within 1.4 with each seed, and within 0.4 in the mean of severities. Here is one
+seed, in float32.
 """
 
 import numpy as np
@@ -31,4 +33,5 @@ def test_textures_are_as_hard_as_the_photographs(shared):
         with torch.inference_mode():
             logits = engine.predict_logits(network, torch.from_numpy(inputs), 500)
         found.append(100 * engine.accuracy(logits, labels))
-    assert found == pytest.approx(RECORDED, abs=1.5)
+    assert found == pytest.approx(RECORDED, abs=2)
+    assert np.mean(found) == pytest.approx(np.mean(RECORDED), abs=1)
