@@ -342,8 +342,8 @@ def textures(images: Array, rng: Rng, step: int) -> Array:
     colour = mean + spread * level_rng.standard_normal((n, 1, 1, 1), np.float32)
     crystals = standardised(plasma_layers(images, crystal_rng, 1.25)[0].astype(np.float32))
     grain = grain_rng.standard_normal((n, height, width), np.float32)
-    if step == 1:  # in the whole photographs grains are wider than a pixel
-        grain = standardised(blur(grain, 0.8))
+    if step == 1:  # In the whole photographs grains are wider than a pixel.
+        grain = standardised(blur(grain, 0.65))
     relief = smooth * crystals[..., None] + rough * grain[..., None]
     contrast = np.hypot(smooth, rough)
     relief += skew / 6 * (relief**2 / contrast - contrast)

