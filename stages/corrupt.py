@@ -1,8 +1,8 @@
 """Corrupt the test images, or read the published corrupted sets.
 
 Writes a file for each corruption, with its severities one after another, as CIFAR-C has them: an
-array, or the manifest of image files that stay where they are. If `corruptions.path` does not
-exist, only `skipped.txt` is written.
+array, or the manifest of image files that stay where they are. `frost.txt` says what frost was made
+of here. If `corruptions.path` does not exist, only `skipped.txt` is written.
 """
 
 import shutil
@@ -39,6 +39,12 @@ def main() -> None:
         else:
             write_array(CORRUPTED / f"{name}.npy", images)
     names, severities = settings.corruptions.names, settings.corruptions.severities
+    if settings.corruptions.source == "generate" and "frost" in names:
+        photographs = settings.corruptions.photographs_needed
+        material = "the benchmark's photographs" if photographs else "generated textures"
+        with replacing(CORRUPTED / "frost.txt") as part:
+            part.write_text(material + "\n")
+        print(f"frost: {material}")
     print(f"{CORRUPTED}: {len(names)} × {len(severities)} × {len(test.labels)} images")
 
 

@@ -20,12 +20,24 @@ from richkd.data.dataset import Info, Manifest, Split, picture
 from richkd.data.imagenet_c import read_imagenet_c
 
 Array = npt.NDArray[np.uint8]
+# The benchmark's photographs of ice. It never draws a sixth one that lies beside them.
+PHOTOGRAPHS_URL = (
+    "https://raw.githubusercontent.com/hendrycks/robustness/master/ImageNet-C/create_c"
+)
+PHOTOGRAPHS = {
+    "frost1.png": "sha256:ff9f907860bd7a835d459e32f9d588062b7f61ee267343cc7222b56753a14755",
+    "frost2.png": "sha256:fe211a89b336999c207a852ce05818d4545d0b57c5beadd824b4cc9d9a9b6137",
+    "frost3.png": "sha256:2d0d50b4a9bb213f38b024ef7768731bb83cc08d2f26b5766bbc167cdfa0e504",
+    "frost4.jpg": "sha256:3f8b91ca1a9fa7167b09e773da53f5ae60d0a1fd88f02a783f6e328a72887f6e",
+    "frost5.jpg": "sha256:5fc6a19df4a429ba68abdcc8f8a4278d4c9f81c9ccafd2c92ab0c8cf8992ebd2",
+}
 
 
 def generated_sets(
     p: params.GeneratedCorruptions, views: params.Views, test: Split | Manifest
 ) -> Iterator[tuple[str, Array]]:
     """Each corruption's name and images, corrupted here."""
+    photographs = frost_photographs(p.frost) if p.photographs_needed else None
     constants = "cifar"
     if isinstance(test, Manifest):
         assert isinstance(views, params.ResizedCrops)  # `richkd.params` allows no others for files
@@ -34,8 +46,24 @@ def generated_sets(
         check_room(size, len(p.names) * size)
         test = centers(test, views)
     for name in p.names:
-        blocks = [corrupt(test.images, name, x, p.seed, constants) for x in p.severities]
+        blocks = [
+            corrupt(test.images, name, x, p.seed, constants, photographs) for x in p.severities
+        ]
         yield name, np.concatenate(blocks)
+
+
+def frost_photographs(source: str) -> list[Array]:
+    """The benchmark's photographs: `source` is `download`, or the folder that holds them."""
+    photographs = []
+    for name, checksum in PHOTOGRAPHS.items():
+        if source == "download":
+            instead = "set corruptions.frost to the folder of a copy, or to generated"
+            path = download.fetch([f"{PHOTOGRAPHS_URL}/{name}"], f"frost/{name}", checksum, instead)
+        else:
+            path = Path(source, name)
+            download.verify(path, checksum, "corruptions.frost")
+        photographs.append(np.asarray(picture(path)))
+    return photographs
 
 
 def check_room(memory: int, disk: int) -> None:

@@ -160,6 +160,12 @@ class CorruptionSets:
 class GeneratedCorruptions(CorruptionSets):
     source: Literal["generate"]
     seed: Seed
+    # Of generated textures, or of the benchmark's photographs: `download`, or the folder of a copy.
+    frost: Text = "generated"
+
+    @property
+    def photographs_needed(self) -> bool:
+        return "frost" in self.names and self.frost != "generated"
 
 
 @section
@@ -178,6 +184,7 @@ class LocalCorruptions(CorruptionSets):
     path: Text
 
 
+FROST_SIDE = 315  # pixels, the shortest side of the photographs
 Corruptions = GeneratedCorruptions | DownloadedCorruptions | LocalCorruptions
 CORRUPTION_SOURCES = {  # by the name of the data set
     "digits": ["generate"],

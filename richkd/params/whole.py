@@ -21,6 +21,7 @@ from richkd.params.explain import explain
 from richkd.params.images import (
     CLASSES,
     CORRUPTION_SOURCES,
+    FROST_SIDE,
     NUMBER_NAMES,
     PER_CLASS,
     Cifar,
@@ -28,6 +29,7 @@ from richkd.params.images import (
     Dataset,
     Digits,
     Folders,
+    GeneratedCorruptions,
     ResizedCrops,
     Views,
     num_classes,
@@ -260,6 +262,16 @@ def _check_sources(params: Params) -> None:
     if source not in CORRUPTION_SOURCES[name]:
         allowed = " or ".join(map(repr, CORRUPTION_SOURCES[name]))
         raise InputError(f"corruptions.source is {source!r}: must be {allowed} for {name}")
+    if (
+        isinstance(params.corruptions, GeneratedCorruptions)
+        and params.corruptions.photographs_needed
+    ):
+        if isinstance(params.views, ResizedCrops) and params.views.size >= FROST_SIDE:
+            raise InputError(
+                f"corruptions.frost is {params.corruptions.frost!r}: must be 'generated' where "
+                f"views.size, {params.views.size}, is not below {FROST_SIDE}, the height of the "
+                "lowest photograph"
+            )
 
 
 def _check_variant(key: str, variant: Variant, params: Params) -> None:

@@ -529,6 +529,10 @@ CASES: dict[str, dict[str, Any]] = {
         "clip": LOCAL_CLIP,
         "corruptions": {"source": "path", "path": "CIFAR-10-C"},
     },
+    "photographs of ice": {
+        "dataset": CIFAR | {"validation": 30},
+        "corruptions": {"source": "generate", "seed": 0, "frost": "download"},
+    },
 }  # fmt: skip
 
 
@@ -546,7 +550,10 @@ def test_page_says_what_is_true(here: Path, name: str) -> None:
     assert "from 1,050 labelled images" in text
     captioned = "10,000" if "dataset" not in case else "1,234"
     assert (f"trained on {captioned} captioned images." in text) == (source["clip"] == "train")
-    assert ("ice textures" in text) == (source["corrupted"] == "generate")
+    assert ("Frost: generated textures" in text) == (
+        source["corrupted"] == "generate" and name != "photographs of ice"
+    )
+    assert ("Frost: the benchmark’s photographs." in text) == (name == "photographs of ice")
     assert ("which share scans within a split" in text) == (name == "digits")
 
     summary = json.loads(Path("metrics/summary.json").read_text())

@@ -342,6 +342,20 @@ REFUSED_OF_IMAGENET = {
         {"corruptions": DOWNLOADED},
         ": corruptions.source is 'download': must be 'generate' or 'path' for imagenet",
     ),
+    "images larger than the photographs of ice": (
+        {
+            "corruptions": {
+                "source": "generate",
+                "names": ["frost"],
+                "severities": [1],
+                "seed": 0,
+                "frost": "ice",
+            },
+            "views.size": 315,
+            "views.resize": 350,
+        },
+        ": corruptions.frost is 'ice': must be 'generated' where views.size, 315, is not below 315",
+    ),
     "published corruptions of folders": (
         {"dataset": FOLDER},
         ": corruptions.source is 'path': must be 'generate' for folder",

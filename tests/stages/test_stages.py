@@ -216,6 +216,79 @@ def test_published_sets_are_downloaded(published, server, monkeypatch):
     assert np.load("data/corrupted/fog.npy")[:, 0, 0, 0].tolist() == [3] * 20 + [1] * 20
 
 
+@pytest.fixture
+def photographs(folder, monkeypatch):
+    """A folder with stand-ins for the photographs of ice, whose checksums hold in this test."""
+    path, rng = folder / "ice", np.random.default_rng(0)
+    path.mkdir()
+    for name in corrupted.PHOTOGRAPHS:
+        trees.photograph(1, rng, 300, 400).save(path / name)
+        monkeypatch.setitem(corrupted.PHOTOGRAPHS, name, f"sha256:{sha256(path / name)}")
+    return path
+
+
+FROST = {"source": "generate", "names": ["frost"], "severities": [5, 1], "seed": 2}
+
+
+def frosted(given):
+    clean = load_split("data/test.safetensors").images
+    return np.concatenate([corrupt(clean, "frost", x, 2, "cifar", given) for x in (5, 1)])
+
+
+def test_frost_of_photographs_in_a_folder(photographs, capsys):
+    write(corruptions=FROST | {"frost": str(photographs)})
+    stages.corrupt.main()
+    given = []
+    for name in corrupted.PHOTOGRAPHS:
+        with Image.open(photographs / name) as image:
+            given.append(np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(np.load(CORRUPTED / "frost.npy"), frosted(given))
+    assert (CORRUPTED / "frost.txt").read_text() == "the benchmark's photographs\n"
+    assert "frost: the benchmark's photographs\n" in capsys.readouterr().out
+
+
+def test_frost_of_textures_needs_no_photographs(folder, capsys):
+    write(corruptions=FROST)
+    stages.corrupt.main()
+    np.testing.assert_array_equal(np.load(CORRUPTED / "frost.npy"), frosted(None))
+    assert (CORRUPTED / "frost.txt").read_text() == "generated textures\n"
+    assert "frost: generated textures\n" in capsys.readouterr().out
+
+
+def test_frost_of_downloaded_photographs(photographs, server, monkeypatch):
+    for name in corrupted.PHOTOGRAPHS:
+        url = server.url(f"/ice/{name}", Answer(body=(photographs / name).read_bytes()))
+    monkeypatch.setattr(corrupted, "PHOTOGRAPHS_URL", url.rpartition("/")[0])
+    write(corruptions=FROST | {"frost": str(photographs)})
+    stages.corrupt.main()
+    expected = np.load(CORRUPTED / "frost.npy")
+    write(corruptions=FROST | {"frost": "download"})
+    stages.corrupt.main()
+    np.testing.assert_array_equal(np.load(CORRUPTED / "frost.npy"), expected)
+    stages.corrupt.main()
+    assert len(server.requests) == 5  # the second time all are in the cache folder
+
+
+def test_photographs_that_are_missing_or_others_are_refused(photographs, server, monkeypatch):
+    write(corruptions=FROST | {"frost": str(photographs)})
+    (photographs / "frost4.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="frost: .*frost4.jpg has sha256:e3b0.*, must have sha256"):
+        stages.corrupt.main()
+    (photographs / "frost4.jpg").unlink()
+    with pytest.raises(InputError, match="corruptions.frost: .*frost4.jpg could not be read: No s"):
+        stages.corrupt.main()
+    url = server.url("/frost1.png", Answer(status=404))
+    monkeypatch.setattr(corrupted, "PHOTOGRAPHS_URL", url.rpartition("/")[0])
+    write(corruptions=FROST | {"frost": "download"})
+    with pytest.raises(
+        InputError, match="frost1.png could not be downloaded: .* set corruptions.frost to"
+    ):
+        stages.corrupt.main()
+    write(corruptions=FROST | {"frost": "gone", "names": ["contrast"]})  # without frost: not read
+    stages.corrupt.main()
+    assert [path.name for path in CORRUPTED.iterdir()] == ["contrast.npy"]
+
+
 WNIDS = trees.WNIDS[:2]
 
 
