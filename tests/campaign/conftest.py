@@ -1,0 +1,38 @@
+"""The campaign: programs that try to break the stages, with a fixed seed, some minutes in all.
+
+`pytest tests/campaign --campaign 10` tries ten times as much. docs/reliability.md says what is
+promised, and what was tried.
+"""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from campaign.forked import import_all
+from campaign.workspace import Step, run_pipeline
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--campaign", type=float, default=1, metavar="TIMES", help="try so many times as much"
+    )
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """How often something is tried: the given number, times what `--campaign` says."""
+    factor = request.config.getoption("campaign", 1)  # not known unless this folder is named
+    return lambda count: math.ceil(count * factor)
+
+
+@pytest.fixture(scope="session")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Step]:
+    """The stages of the smoke pipeline, each with the folder before and after it."""
+    import_all()
+    return run_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def imported() -> None:
+    """For programs that need no pipeline."""
+    import_all()
