@@ -26,7 +26,7 @@ from richkd.data.resident import ResidentSet
 from richkd.engine import Images, accuracy, autocast, predict
 from richkd.models import ModelOutput, with_maps
 from richkd.params import Runtime, Training
-from richkd.train.batchnorm import synchronised
+from richkd.train.batchnorm import count_apart, synchronised
 from richkd.train.objective import Batch, Objective
 
 if TYPE_CHECKING:  # a stage that trains without a teacher does not depend on the code of teachers
@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # a stage that trains without a teacher does not depend on th
     from richkd.teachers.teacher import Teacher
 
 VALIDATIONS = 10  # a run; validating after every epoch would double the time of a small one
+# From 2.14 on torch finds a graph's generators itself, and warns of being told.
+REGISTERS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 WARM_UP = 3  # steps of a length before its graph is captured: cuDNN picks kernels, buffers appear
 
 
@@ -86,6 +88,7 @@ class Run:
         self.training, self.runtime, self.seed = plan
         self.device = self.images.device
         self.model = synchronised(model, self.device)
+        self.counters = count_apart(self.model)
         self.objective, self.checkpoint, self.title = objective, checkpoint, title
         self.batch_size = min(self.training.batch_size, len(self.images))
         if self.batch_size % distributed.processes():
@@ -113,6 +116,9 @@ class Run:
             )
         self.parameters = [*self.model.parameters(), *objective.parameters()]
         self.optimizer = self._optimizer()
+        # A graph reads the rate from the device; as a number it would stay what it was at capture.
+        self.rate = torch.zeros((), device=self.device) if self.graphs else None
+        self.sent = 0.0  # the value of `rate`
         self.scheduler = _schedule(self.optimizer, self.training, self.steps)
         self.names: list[str] = []
         self.sums: Tensor | None = None
@@ -134,11 +140,9 @@ class Run:
         return self.runtime.step == "graph"
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        # A graph reads the rate from the device; as a number it would stay what it was at capture.
-        rate = self.training.lr
         return torch.optim.SGD(
             self.parameters,
-            lr=torch.tensor(rate, device=self.device) if self.graphs else rate,
+            lr=self.training.lr,
             momentum=self.training.momentum,
             weight_decay=self.training.weight_decay,
             fused=True,
@@ -159,6 +163,8 @@ class Run:
             self.history = state["history"]
             for name, part in self._state().items():
                 part.load_state_dict(state[name])
+            for group in self.optimizer.param_groups:
+                group["lr"] = float(group["lr"])  # the scheduler works on the host
 
     def train(self) -> Iterator[None]:
         """Yields after each step; the device may still be working on it."""
@@ -179,10 +185,13 @@ class Run:
                 self.images.next_batch()
                 if self.teacher:
                     self.teacher.next_batch()
+                self._send_rate()
                 self._launch(ids, view_ids)
                 self.scheduler.step()
                 progress.update()
                 yield
+            if self.counters:
+                torch._foreach_add_(self.counters, len(batches))
             self._finish(epoch, sum(len(ids) for ids, _ in batches), progress)
         progress.close()
 
@@ -207,12 +216,28 @@ class Run:
         self.optimizer.zero_grad()
         terms["loss"].backward()
         distributed.average([x.grad for x in self.parameters if x.grad is not None])
-        self.optimizer.step()
-        hits = (output.logits.argmax(1) == labels).float().mean()
+        self._update()
+        hits = (output.logits.argmax(1) == labels).mean(dtype=torch.float32)
         values = torch.stack([*terms.values(), hits]).detach() * len(ids)
         if self.sums is None:
             self.names, self.sums = [*terms, "train_accuracy"], torch.zeros_like(values)
         self.sums += values
+
+    def _update(self) -> None:
+        """The optimizer's step. A graph reads the rate from the device, all else from the host."""
+        (group,) = self.optimizer.param_groups
+        rate = group["lr"]
+        if self.rate is not None:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        group["lr"] = rate
+
+    def _send_rate(self) -> None:
+        """Send the rate to the device, where a graph reads it and the device has another one."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        if self.rate is not None and rate != self.sent:
+            self.rate.fill_(rate)
+            self.sent = rate
 
     def _launch(self, ids: Tensor, view_ids: Tensor) -> None:
         """A step, as it is or as the graph of its length."""
@@ -223,7 +248,8 @@ class Run:
             return
         if length not in self.captured:
             inputs, graph = (ids.clone(), view_ids.clone()), torch.cuda.CUDAGraph()
-            graph.register_generator_state(self.draw)
+            if REGISTERS:
+                graph.register_generator_state(self.draw)
             # Others, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
             torch._C._cuda_clearCublasWorkspaces()
             # thread_local: threads that meanwhile gather rows into pinned memory do not break it.
@@ -232,8 +258,7 @@ class Run:
             torch._C._cuda_clearCublasWorkspaces()
             self.captured[length] = graph, inputs
         graph, inputs = self.captured[length]
-        for held, new in zip(inputs, (ids, view_ids)):
-            held.copy_(new)
+        torch._foreach_copy_(inputs, (ids, view_ids))  # one kernel
         graph.replay()
 
     def _finish(self, epoch: int, seen: int, progress: tqdm) -> None:

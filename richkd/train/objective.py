@@ -34,7 +34,7 @@ class Objective(nn.Module):
     epoch e, counted from 1, until e is W.
     """
 
-    epoch: Tensor
+    weights: Tensor  # of ce and of each term, in this epoch
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Objective(nn.Module):
         super().__init__()
         self.options = options or {"ce": Ce(weight=1.0)}
         self.terms = nn.ModuleDict(terms)
-        # On the device, where a captured graph reads the epoch anew.
-        self.register_buffer("epoch", torch.ones(()), persistent=False)
+        # On the device, where a captured graph reads the weights anew.
+        self.register_buffer("weights", self._weights(1), persistent=False)
 
     @property
     def needs_maps(self) -> bool:
@@ -55,7 +55,7 @@ class Objective(nn.Module):
 
     def begin_epoch(self, number: int) -> None:
         """Epoch `number`, counted from 1, begins."""
-        self.epoch.fill_(number)
+        self.weights.copy_(self._weights(number))
 
     def forward(self, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalars in float32: `loss`, the weighted sum, and each term before its weight."""
@@ -63,12 +63,12 @@ class Objective(nn.Module):
         values = {"ce": F.cross_entropy(output.logits, batch.labels)}
         for name, term in self.terms.items():
             values[name] = term(output, batch)
-        weighted = [self._weight(name) * value for name, value in values.items()]
-        loss = sum(weighted[1:], start=weighted[0])
+        loss = (torch.stack([*values.values()]) * self.weights).sum()
         return {"loss": loss, **values}
 
-    def _weight(self, name: str) -> float | Tensor:
-        term = self.options[name]
-        if not term.warm_up:
-            return term.weight
-        return term.weight * (self.epoch / term.warm_up).clamp(max=1)
+    def _weights(self, epoch: int) -> Tensor:
+        """float32, on the CPU."""
+        options = [self.options[name] for name in ("ce", *self.terms)]
+        return torch.tensor(
+            [x.weight * min(1.0, epoch / x.warm_up if x.warm_up else 1.0) for x in options]
+        )
