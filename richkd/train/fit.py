@@ -9,7 +9,10 @@ the conventional teacher runs along.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,10 +113,11 @@ class Run:
         self.forward: Callable[[Tensor], ModelOutput] = self.model
         if objective.needs_maps:
             self.forward = with_maps(self.model)
+        self.losses: Callable[..., tuple[dict[str, Tensor], Tensor]] = self._losses
         if self.runtime.step == "compile":
-            self.forward = torch.compile(
-                self.forward, mode="reduce-overhead" if cuda else "default"
-            )
+            _check_compiler(self.device)
+            # One compilation a length of the batch; our own graph captures what is compiled.
+            self.losses = torch.compile(self._losses, dynamic=False)
         self.parameters = [*self.model.parameters(), *objective.parameters()]
         self.optimizer = self._optimizer()
         # A graph reads the rate from the device; as a number it would stay what it was at capture.
@@ -135,7 +139,7 @@ class Run:
                 "runtime.step is 'graph': needs a CUDA device, one process and images in arrays, "
                 "use auto"
             )
-        if self.runtime.step == "auto":
+        if self.runtime.step in ("auto", "compile"):
             return possible and not self.runtime.deterministic
         return self.runtime.step == "graph"
 
@@ -208,16 +212,23 @@ class Run:
                 batches.append(tuple(part[rank * share :][:share] for part in batch))
         return batches
 
+    def _losses(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the objective, and the logits."""
+        with autocast(self.device, self.runtime.precision):
+            output = self.forward(images)
+        return self.objective(output, batch), output.logits
+
     def _step(self, ids: Tensor, view_ids: Tensor) -> None:
         labels = self.images.labels[ids]
-        with autocast(self.device, self.runtime.precision):
-            output = self.forward(self.images.batch(ids, view_ids))
-        terms = self.objective(output, Batch(labels, ids, view_ids, self.draw))
+        batch = self.objective.draw(Batch(labels, ids, view_ids, self.draw))
+        # The first step, which sets CRD's normalisers, differs: it is not worth a compilation.
+        losses = self._losses if self.sums is None else self.losses
+        terms, logits = losses(self.images.batch(ids, view_ids), batch)
         self.optimizer.zero_grad()
         terms["loss"].backward()
         distributed.average([x.grad for x in self.parameters if x.grad is not None])
         self._update()
-        hits = (output.logits.argmax(1) == labels).mean(dtype=torch.float32)
+        hits = (logits.argmax(1) == labels).mean(dtype=torch.float32)
         values = torch.stack([*terms.values(), hits]).detach() * len(ids)
         if self.sums is None:
             self.names, self.sums = [*terms, "train_accuracy"], torch.zeros_like(values)
@@ -297,6 +308,18 @@ def fit(runs: Sequence[Run]) -> None:
             with torch.cuda.stream(run.stream):  # None on a CPU, and without effect
                 if next(steps, ahead) is ahead:  # no step is left
                     ahead.remove(turn)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """InputError where torch.compile has no compiler for the device."""
+    if device.type == "cuda":
+        needed, there = "Triton and a C compiler", importlib.util.find_spec("triton") is not None
+        names = [os.environ.get("CC", "cc"), "gcc", "clang"]
+    else:
+        needed, there = "a C++ compiler", True
+        names = [os.environ.get("CXX", "g++"), "clang++"]
+    if not there or not any(map(shutil.which, names)):
+        raise InputError(f"runtime.step is 'compile': needs {needed}, use auto")
 
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

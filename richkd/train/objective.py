@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,14 @@ class Batch(NamedTuple):
     """What a term may know of a batch beside the classifier's output.
 
     labels, ids and view_ids int64 (B,), of the training images that the classifier has seen. `draw`
-    is for what a term draws at random.
+    is for what a term draws at random; `negatives` are what crd has drawn, if it has.
     """
 
     labels: Tensor
     ids: Tensor
     view_ids: Tensor
     draw: torch.Generator
+    negatives: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -56,6 +57,13 @@ class Objective(nn.Module):
     def begin_epoch(self, number: int) -> None:
         """Epoch `number`, counted from 1, begins."""
         self.weights.copy_(self._weights(number))
+
+    def draw(self, batch: Batch) -> Batch:
+        """The batch with all that its terms draw at random: compiled code has no generators."""
+        for term in self.terms.values():
+            if hasattr(term, "draw"):
+                batch = cast(Any, term).draw(batch)
+        return batch
 
     def forward(self, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalars in float32: `loss`, the weighted sum, and each term before its weight."""

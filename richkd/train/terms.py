@@ -100,8 +100,13 @@ class Contrast(nn.Module):
             kind = "all samples of other classes"
         tqdm.write(f"CRD: banks of {banks:,.1f} MB on the {labels.device.type}, negatives {kind}")
 
+    def draw(self, batch: Batch) -> Batch:
+        """The batch with its negatives."""
+        return batch._replace(negatives=self.memory.draw(batch.ids, batch.draw))
+
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
+        if batch.negatives is None:
+            batch = self.draw(batch)
         student = unit(self.head(output.features))
         teacher = self.embedder(batch.ids, batch.view_ids)
-        negatives = self.memory.draw(batch.ids, batch.draw)
-        return self.memory(student, teacher, batch.ids, negatives)
+        return self.memory(student, teacher, batch.ids, batch.negatives)
