@@ -258,19 +258,24 @@ class Run:
             self._step(ids, view_ids)
             return
         if length not in self.captured:
-            inputs, graph = (ids.clone(), view_ids.clone()), torch.cuda.CUDAGraph()
-            if REGISTERS:
-                graph.register_generator_state(self.draw)
-            # Others, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
-            torch._C._cuda_clearCublasWorkspaces()
-            # thread_local: threads that meanwhile gather rows into pinned memory do not break it.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self._step(*inputs)
-            torch._C._cuda_clearCublasWorkspaces()
-            self.captured[length] = graph, inputs
+            inputs = ids.clone(), view_ids.clone()
+            self.captured[length] = self._capture(inputs), inputs
         graph, inputs = self.captured[length]
         torch._foreach_copy_(inputs, (ids, view_ids))  # one kernel
         graph.replay()
+
+    def _capture(self, inputs: tuple[Tensor, Tensor]) -> torch.cuda.CUDAGraph:
+        """The graph of a step on these tensors, image ids and view ids."""
+        graph = torch.cuda.CUDAGraph()
+        if REGISTERS:
+            graph.register_generator_state(self.draw)
+        # Others, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
+        torch._C._cuda_clearCublasWorkspaces()
+        # thread_local: threads that meanwhile gather rows into pinned memory do not break it.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            self._step(*inputs)
+        torch._C._cuda_clearCublasWorkspaces()
+        return graph
 
     def _finish(self, epoch: int, seen: int, progress: tqdm) -> None:
         """Write the epoch's row and save the run; `seen` are this process's images of the epoch."""
