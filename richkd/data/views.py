@@ -29,6 +29,7 @@ class Views:
     def __init__(self, height: int, width: int, pad: int, flip: bool):
         self.height, self.width, self.pad, self.flip = height, width, pad, flip
         self.side = 2 * pad + 1
+        self.corners: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return self.side**2 * (2 if self.flip else 1)
@@ -63,8 +64,7 @@ class Views:
         1.3 times as fast as NCHW for the convolutions of small networks on two cores.
         """
         windows = mirrored.unfold(2, self.height, 1).unfold(3, self.width, 1)
-        flipped, dy, dx = self._split(view_ids)
-        dx = torch.where(flipped > 0, 2 * self.pad - dx, dx)  # a mirror counts from the other side
+        flipped, dy, dx = self._corners(view_ids.device).index_select(1, view_ids)
         return windows.permute(0, 1, 2, 3, 5, 6, 4)[flipped, ids, dy, dx].permute(0, 3, 1, 2)
 
     def apply(self, images: Tensor, view_ids: Tensor) -> Tensor:
@@ -81,10 +81,22 @@ class Views:
         padded = F.pad(images, [self.pad] * 4)  # black, before normalising
         return self.crop(self.mirrored(padded), ids, view_ids)
 
-    def _split(self, view_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(flip, dy, dx) of each view id."""
-        rows = view_ids // self.side
-        return rows // self.side, rows % self.side, view_ids % self.side
+    def _corners(self, device: torch.device) -> Tensor:
+        """(flip, dy, dx) of every view in what `mirrored` gives: int64 (3, len(self)).
+
+        A table: the arithmetic would be seven kernels of a GPU for each batch.
+        """
+        if device not in self.corners:
+            views = torch.arange(len(self), device=device)
+            flipped, dy, dx = (
+                views // self.side**2,
+                views // self.side % self.side,
+                views % self.side,
+            )
+            # A mirror image counts from the other side.
+            dx = torch.where(flipped > 0, 2 * self.pad - dx, dx)
+            self.corners[device] = torch.stack([flipped, dy, dx])
+        return self.corners[device]
 
 
 class Box(NamedTuple):

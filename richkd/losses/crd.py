@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from richkd.base import distributed
+from richkd.base.vectors import unit
 from richkd.losses.check import check_positive
 
 # Samples. In a larger set the products with the whole bank would be most of a step's time.
 SHARED_ABOVE = 200_000
+EPSILON = 1e-7  # of the published code: the published numbers contain it
 
 
 class ContrastiveMemory(nn.Module):
@@ -28,11 +30,12 @@ class ContrastiveMemory(nn.Module):
     Several processes (`richkd.base.distributed`) hold equal banks: each process computes the loss
     of its own part of the batch, and all banks move by the whole batch.
 
-    Buffers, all moved by `.to`: `student_bank` and `teacher_bank` (num_samples, dim), float32 and
-    uniform with unit expected squared norm; `student_normaliser` and `teacher_normaliser`, scalars,
-    -1 until the first batch sets their values (these four make the state dict); and the samples
-    sorted by class, from which negatives are drawn. Gradients reach the embeddings, never the
-    banks.
+    Buffers, all moved by `.to`: `banks` (2, num_samples, dim), the teacher's and the student's,
+    float32 and uniform with unit expected squared norm; `normalisers` (2,), the student's and the
+    teacher's, -1 until the first batch sets their values (these two make the state dict); and the
+    samples sorted by class, from which negatives are drawn. `banks[i]` and `normalisers[i]` belong
+    to one term: the student's embedding is scored against the teacher's bank. Gradients reach the
+    embeddings, never the banks.
 
     Args:
         num_samples: size of the training set, at least 2.
@@ -45,19 +48,19 @@ class ContrastiveMemory(nn.Module):
         shared: draw one set of negatives for the whole batch, not one for each sample. The loss has
             the same expectation (see `draw`), and no step takes time or memory that grows with
             num_samples. The default, None, means shared where num_samples is above SHARED_ABOVE.
+        every: draw nothing: each sample of another class is a negative, and together they count as
+            `negatives`. This loss is the expectation of the other two, so it has no sampling noise;
+            it is not the published loss.
 
     Raises:
         ValueError: an argument is outside its range, labels have another length, or all labels are
             of one class, so that no sample has a negative.
     """
 
-    student_bank: Tensor
-    teacher_bank: Tensor
-    student_normaliser: Tensor
-    teacher_normaliser: Tensor
+    banks: Tensor
+    normalisers: Tensor
     order: Tensor  # (num_samples,) the samples sorted by class
-    class_start: Tensor  # (num_samples,) where the class of each sample begins in `order`
-    class_size: Tensor  # (num_samples,) how many samples the class of each sample has
+    class_range: Tensor  # (num_samples, 2) where the class of a sample begins in `order`, its size
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class ContrastiveMemory(nn.Module):
         momentum: float,
         labels: Tensor | Sequence[int] | None = None,
         shared: bool | None = None,
+        every: bool = False,
     ):
         super().__init__()
         for name, value, least in (
@@ -83,13 +87,39 @@ class ContrastiveMemory(nn.Module):
         self.negatives = negatives
         self.temperature = temperature
         self.momentum = momentum
-        self.shared = num_samples > SHARED_ABOVE if shared is None else shared
+        self.every = every
+        self.shared = not every and (num_samples > SHARED_ABOVE if shared is None else shared)
         self._sort_by_class(num_samples, labels)
         bound = math.sqrt(3 / dim)
-        for side in ("student", "teacher"):
-            bank = torch.empty(num_samples, dim, dtype=torch.float32).uniform_(-bound, bound)
-            self.register_buffer(f"{side}_bank", bank)
-            self.register_buffer(f"{side}_normaliser", torch.tensor(-1.0))
+        self.register_buffer("banks", torch.empty(2, num_samples, dim, dtype=torch.float32))
+        for bank in (self.student_bank, self.teacher_bank):
+            bank.uniform_(-bound, bound)
+        self.register_buffer("normalisers", torch.full((2,), -1.0))
+        self.normalised = False  # whether a batch has surely set the normalisers
+
+    @property
+    def student_bank(self) -> Tensor:
+        """The student's rows, (num_samples, dim): a view of `banks`."""
+        return self.banks[1]
+
+    @property
+    def teacher_bank(self) -> Tensor:
+        """The teacher's rows, (num_samples, dim): a view of `banks`."""
+        return self.banks[0]
+
+    @property
+    def student_normaliser(self) -> Tensor:
+        """The scalar of the student's term: a view of `normalisers`."""
+        return self.normalisers[0]
+
+    @property
+    def teacher_normaliser(self) -> Tensor:
+        """The scalar of the teacher's term: a view of `normalisers`."""
+        return self.normalisers[1]
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.normalised = False  # a state dict may hold normalisers that no batch has set
 
     def _sort_by_class(self, num_samples: int, labels: Tensor | Sequence[int] | None) -> None:
         """Register the buffers that follow from labels, and so stay out of checkpoints."""
@@ -107,21 +137,26 @@ class ContrastiveMemory(nn.Module):
             )
         first = size.cumsum(0) - size
         self.register_buffer("order", class_of.argsort(stable=True), persistent=False)
-        self.register_buffer("class_start", first[class_of], persistent=False)
-        self.register_buffer("class_size", size[class_of], persistent=False)
+        ranges = torch.stack([first, size], dim=1)
+        self.register_buffer("class_range", ranges[class_of], persistent=False)
 
-    def draw(self, positive_index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw(
+        self, positive_index: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor | None:
         """Negatives for samples (batch,): int64 (batch, negatives), or (negatives,) where shared.
 
         A sample's own negatives are uniform over the other classes (without labels: over the other
         samples), with replacement. A shared set is uniform over all samples. `forward` leaves out
         those of a sample's own class and gives the others a larger weight, so that together they
         count as `negatives`. So the loss is unbiased wherever at least one negative is left.
+        None where every sample of another class counts.
 
         Drawn on the banks' device; positive_index and generator must live there, too. Each process
         draws for the whole batch of all processes and keeps its own part, so that the draw does not
         depend on the number of processes.
         """
+        if self.every:
+            return None
         device = self.order.device
         if self.shared:
             return torch.randint(
@@ -131,15 +166,14 @@ class ContrastiveMemory(nn.Module):
         # randint has one bound for all rows, but here each row has its own. Multiplying a 31-bit
         # integer by the bound and dropping 31 bits stays below the bound in exact integers, on
         # every device. Each value's probability is off by at most a relative num_samples/2³¹
-        # (2e-5 at 50,000).
-        word = torch.randint(
-            2**31, (batch * processes, self.negatives), generator=generator, device=device
-        )
-        rank = word[batch * distributed.rank() :][:batch]
-        start = self.class_start[positive_index][:, None]
-        size = self.class_size[positive_index][:, None]
+        # (2e-5 at 50,000). Without bounds random_ fills all 31 bits, in half of randint's time.
+        word = torch.empty(
+            batch * processes, self.negatives, dtype=torch.int32, device=device
+        ).random_(generator=generator)
+        rank = word[batch * distributed.rank() :][:batch].long()
+        start, size = self.class_range[positive_index].unsqueeze(2).unbind(1)
         rank.mul_(len(self.order) - size).bitwise_right_shift_(31)
-        rank.add_(size * (rank >= start))  # skip the positive's own class
+        rank.addcmul_(size, rank >= start)  # skip the positive's own class
         return self.order.index_select(0, rank.flatten()).view_as(rank)  # order[rank], faster
 
     def forward(
@@ -156,9 +190,10 @@ class ContrastiveMemory(nn.Module):
         """
         if negative_index is None:
             negative_index = self.draw(positive_index)
-        student_embedding = student_embedding.to(self.student_bank.dtype)
-        teacher_embedding = teacher_embedding.to(self.teacher_bank.dtype)
+        student_embedding = student_embedding.to(self.banks.dtype)
+        teacher_embedding = teacher_embedding.to(self.banks.dtype)
         loss = self.contrast(student_embedding, teacher_embedding, positive_index, negative_index)
+        self.normalised = True
         gathered = (
             distributed.gather(tensor.detach())
             for tensor in (positive_index, student_embedding, teacher_embedding)
@@ -171,98 +206,149 @@ class ContrastiveMemory(nn.Module):
         student_embedding: Tensor,
         teacher_embedding: Tensor,
         positive_index: Tensor,
-        negative_index: Tensor,
+        negative_index: Tensor | None,
     ) -> Tensor:
-        """The scalar loss alone, of embeddings in the banks' dtype: the banks stay as they are."""
-        allowed = None
-        if negative_index.dim() == 1:
-            classes = self.class_start[negative_index], self.class_start[positive_index]
-            allowed = classes[0][None] != classes[1][:, None]
-        pairs = _Pairs(positive_index, negative_index, allowed)
+        """The scalar loss alone, of embeddings in the banks' dtype: the banks stay as they are.
+
+        negative_index is None where every sample of another class counts.
+        """
+        pairs = self._pairs(positive_index, negative_index)
         loss: Tensor = _Contrast.apply(
-            student_embedding, self.teacher_bank, pairs, self.student_normaliser, self.temperature
-        ) + _Contrast.apply(
-            teacher_embedding, self.student_bank, pairs, self.teacher_normaliser, self.temperature
+            student_embedding,
+            teacher_embedding,
+            self.banks,
+            self.normalisers,
+            pairs,
+            self.temperature,
+            not self.normalised,
         )
         return loss
+
+    def _pairs(self, positive: Tensor, negative: Tensor | None) -> _Pairs:
+        if negative is not None and negative.dim() == 2:
+            number = negative.shape[1]
+            return _Pairs(positive, number, drawn=negative, counted=number)
+        start, size = self.class_range[positive].unsqueeze(2).unbind(1)
+        every = self.class_range[:, 0] if negative is None else self.class_range[negative, 0]
+        excluded = every == start
+        dtype = self.banks.dtype
+        if negative is None:
+            number, counted = self.negatives, (len(self.order) - size[:, 0]).to(dtype)
+        else:
+            number = len(negative)
+            counted = number - excluded.sum(1, dtype=dtype)
+        weight = number / counted.clamp_min(1)
+        return _Pairs(positive, number, negative, None, excluded, counted, weight)
 
     @torch.no_grad()
     def update(
         self, positive_index: Tensor, student_embedding: Tensor, teacher_embedding: Tensor
     ) -> None:
         """Move the rows positive_index of both banks towards the embeddings."""
-        for bank, embedding in (
-            (self.student_bank, student_embedding),
-            (self.teacher_bank, teacher_embedding),
-        ):
-            rows = self.momentum * bank[positive_index] + (1 - self.momentum) * embedding
-            bank.index_copy_(0, positive_index, F.normalize(rows))
+        rows = torch.stack((teacher_embedding, student_embedding))
+        rows = rows.lerp_(self.banks.index_select(1, positive_index), self.momentum)
+        self.banks.index_copy_(1, positive_index, unit(rows))
 
 
 class _Pairs(NamedTuple):
-    """The bank rows that each embedding is scored against."""
+    """The bank rows that each embedding of a batch is scored against."""
 
     positive: Tensor  # (batch,) int64
-    negative: Tensor  # (batch, negatives) int64, or (negatives,) where the batch shares one set
-    allowed: Tensor | None  # (batch, negatives) bool where shared: of another class than the sample
+    number: int  # as how many the negatives of a sample count
+    rows: Tensor | None = None  # (n,) int64 of the negatives; None for the whole bank
+    drawn: Tensor | None = None  # (batch, n) int64: each sample's own of these
+    excluded: Tensor | None = None  # else (batch, n) bool: of the sample's own class
+    counted: Tensor | int = 0  # (batch,) how many are not excluded, in the banks' dtype
+    weight: Tensor | None = None  # (batch,) of a negative; None where it is 1
 
 
 class _Contrast(torch.autograd.Function):
-    """One side's term and its gradient to the embedding, both computed in the forward pass.
+    """Both terms and their gradients to the embeddings, all computed in the forward pass.
 
-    So backward needs nothing of the bank's size, and a later step may write to the bank before
+    So backward needs nothing of the banks' size, and a later step may write to the banks before
     backward runs.
     """
 
     @staticmethod
-    def forward(
+    def forward(  # its arguments are torch's to pass on: they cannot be one
         ctx: Any,
-        embedding: Tensor,
-        bank: Tensor,
+        student: Tensor,
+        teacher: Tensor,
+        banks: Tensor,
+        normalisers: Tensor,
         pairs: _Pairs,
-        normaliser: Tensor,
         temperature: float,
+        first: bool,
     ) -> Tensor:
-        batch, negatives = len(embedding), pairs.negative.shape[-1]
-        weight = None  # of each negative; None where all count alike
-        if pairs.allowed is not None:
-            weight = pairs.allowed * (negatives / pairs.allowed.sum(1, keepdim=True).clamp_min(1))
-
-        def weighted_sum(values: Tensor) -> Tensor:
-            return values.sum() if weight is None else values.mul(weight).sum()
-
-        own = bank[pairs.positive]
-        positive = ((embedding * own).sum(1) / temperature).exp_()
-        rows = bank if weight is None else bank[pairs.negative]
-        # Autocast may run the products in 16 bits; the exponentials and their sums need more.
-        products = (embedding @ rows.T).to(bank.dtype)
-        # Without a shared set: one product with the whole bank, then scalars. That is batch × bank
-        # numbers instead of batch × negatives × dim; bench/crd.py measures the gain.
-        negative = products.gather(1, pairs.negative) if weight is None else products
-        negative.div_(temperature).exp_()
-        total = (positive.sum() + weighted_sum(negative)) / (batch * (negatives + 1))
-        first = distributed.mean(total) * len(bank)
-        normaliser.copy_(torch.where(normaliser < 0, first, normaliser))
-
-        positive.div_(normaliser)
-        negative.div_(normaliser)
-        noise = negatives / len(bank)
-        floor = noise + 1e-7  # the epsilon of the published code: the published numbers contain it
-        loss = (positive / (positive + floor)).log().sum()
-        # log(noise / (negative + floor)) in another form: as written, 32 bits lose most digits.
-        loss = loss - weighted_sum((negative + 1e-7).div_(noise).log1p_())
-
-        pull = floor / (positive + floor)
-        push = negative.div_(negative + floor)
-        if weight is None:
-            push = products.zero_().scatter_add_(1, pairs.negative, push)
-        else:
-            push.mul_(weight)
-        gradient = (push @ rows).to(bank.dtype) - pull[:, None] * own
-        ctx.save_for_backward(gradient.div_(batch * temperature))
-        return -loss / batch
+        loss: Tensor
+        embeddings = torch.stack((student, teacher)).div_(temperature)
+        if banks.is_cpu:  # one term after the other: half the memory, and more of it in the cache
+            sides = zip(embeddings, banks, normalisers)
+            losses, gradients = zip(*(_term(*side, pairs, first) for side in sides))
+            loss, gradient = torch.stack(losses).sum(), torch.stack(gradients)
+        else:  # both in one kernel each
+            loss, gradient = _term(embeddings, banks, normalisers, pairs, first)
+        ctx.save_for_backward(gradient)
+        ctx.scale = 1 / (len(student) * temperature)
+        return loss / len(student)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None, None, None
+        student, teacher = gradient * (upstream * ctx.scale)
+        return student, teacher, None, None, None, None, None
+
+
+def _term(
+    embeddings: Tensor, banks: Tensor, normalisers: Tensor, pairs: _Pairs, first: bool
+) -> tuple[Tensor, Tensor]:
+    """The batch's loss, and its gradient to the embeddings (..., batch, dim), which are already
+    divided by the temperature; banks (..., samples, dim) and normalisers (...) likewise of one term
+    or of both. `first`: the normalisers may have no values yet.
+
+    Noise contrastive estimation is logistic regression. With the logit
+    l = score/temperature - log(normaliser · (noise + epsilon)) the published
+    -log(p / (p + noise + epsilon)) of a positive is softplus(-l), and
+    -log(noise / (p + noise + epsilon)) of a negative is softplus(l) + log(1 + epsilon/noise).
+    """
+    samples, weight = banks.shape[-2], pairs.weight
+    noise = pairs.number / samples
+    own = banks.index_select(-2, pairs.positive)
+    positive = torch.linalg.vecdot(embeddings, own).to(banks.dtype)
+    rows = banks if pairs.rows is None else banks.index_select(-2, pairs.rows)
+    # Autocast may run the products in 16 bits; the exponentials and their sums need more.
+    products = (embeddings @ rows.mT).to(banks.dtype)
+    if pairs.drawn is not None:
+        # One product with the whole bank, then scalars. That is batch × bank numbers instead of
+        # batch × negatives × dim; bench/crd.py measures the gain.
+        where = pairs.drawn.expand(*products.shape[:-1], -1)
+        logits = products.gather(-1, where)
+    else:
+        assert pairs.excluded is not None
+        logits = products.masked_fill_(pairs.excluded, -math.inf)
+    if first:
+        total = logits.exp().sum(-1)
+        total = positive.exp() + (total if weight is None else total * weight)
+        _normalise(normalisers, total, samples / (pairs.number + 1))
+
+    offset = (normalisers * (noise + EPSILON)).log()[..., None]
+    positive = offset - positive  # from here on the logit's negative
+    logits.sub_(offset[..., None])
+    loss = F.softplus(logits, threshold=50).sum(-1) + pairs.counted * math.log1p(EPSILON / noise)
+    if weight is not None:
+        loss = loss * weight
+    loss = (loss + F.softplus(positive, threshold=50)).sum()
+
+    push, pull = logits.sigmoid_(), positive.sigmoid_()
+    if pairs.drawn is not None:
+        push = products.zero_().scatter_add_(-1, where, push)
+    gradient = (push @ rows).to(banks.dtype)
+    if weight is not None:
+        gradient.mul_(weight[:, None])
+    return loss, gradient.addcmul_(pull[..., None], own, value=-1)
+
+
+def _normalise(normalisers: Tensor, total: Tensor, scale: float) -> None:
+    """Set the normalisers that no batch has set: the mean of `total` (..., batch) times scale."""
+    found = distributed.mean(total.mean(-1)) * scale
+    normalisers.copy_(torch.where(normalisers < 0, found, normalisers))

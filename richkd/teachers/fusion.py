@@ -42,7 +42,11 @@ class Recipe(NamedTuple):
 
     def mix(self, teacher: Array, clip: Array) -> Array:
         """z_F of both teachers' logits (..., classes), torch or numpy."""
-        return fuse_logits(self.scales["teacher"] * teacher, self.scales["clip"] * clip, self.alpha)
+        return fuse_logits(self._scale("teacher", teacher), self._scale("clip", clip), self.alpha)
+
+    def _scale(self, name: str, logits: Array) -> Array:
+        # A product with 1 changes nothing, but would be a kernel of a GPU in every step.
+        return logits if self.scales[name] == 1 else self.scales[name] * logits
 
     def save(self) -> None:
         write_json(FUSED, self._asdict())
@@ -67,7 +71,8 @@ def fuse_logits(teacher: Array, clip: Array, alpha: float) -> Array:
     Logits (..., classes) of one shape, torch or numpy; CLIP's are already scaled. Raises ValueError
     for other shapes and for an alpha outside [0, 1].
     """
-    return _mix(teacher, clip, alpha, "alpha")
+    _check(teacher, clip, alpha, "alpha")
+    return alpha * teacher + (1 - alpha) * clip
 
 
 def fuse_features(teacher: Tensor, clip: Tensor, lam: float) -> Tensor:
@@ -76,17 +81,17 @@ def fuse_features(teacher: Tensor, clip: Tensor, lam: float) -> Tensor:
     Unit embeddings (..., dim) of one shape, as the learned heads give them; so is the result.
     Raises ValueError for other shapes and for a lam outside [0, 1].
     """
-    from torch.nn.functional import normalize
+    from richkd.base.vectors import unit
 
-    return normalize(_mix(teacher, clip, lam, "lam"), dim=-1)
+    _check(teacher, clip, lam, "lam")
+    return unit(clip.lerp(teacher, lam))
 
 
-def _mix(teacher: Array, clip: Array, share: float, name: str) -> Array:
+def _check(teacher: Array, clip: Array, share: float, name: str) -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"{name} is {share}: must be in [0, 1]")
     if teacher.shape != clip.shape:
         raise ValueError(f"the teacher gives {tuple(teacher.shape)}, CLIP {tuple(clip.shape)}")
-    return share * teacher + (1 - share) * clip
 
 
 def semantic_closeness(

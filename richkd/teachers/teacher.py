@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from richkd.base.vectors import unit
 
 if TYPE_CHECKING:
     from richkd.data.imagesets import FileSet
@@ -59,4 +60,4 @@ class Embedder(nn.Module):
         self.teacher, self.head = teacher, nn.Linear(teacher.feature_dim, dim)
 
     def forward(self, ids: Tensor, view_ids: Tensor) -> Tensor:
-        return F.normalize(self.head(self.teacher.features(ids, view_ids)), dim=1)
+        return unit(self.head(self.teacher.features(ids, view_ids)))

@@ -1,6 +1,6 @@
 """BatchNorm (Ioffe and Szegedy, ICML 2015) whose statistics are those of all processes' images."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,48 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = SynchronisedBatchNorm
     return model
+
+
+def count_apart(model: nn.Module) -> list[Tensor]:
+    """The counters of the model's BatchNorms, which from here on its steps leave as they are.
+
+    A counter is a kernel of a GPU in every step, and nothing reads it while the model trains. Who
+    trains the model adds the number of steps.
+    """
+    modules: list[nn.Module] = []
+    for module in model.modules():
+        for kind, uncounted in UNCOUNTED.items():
+            if type(module) is kind:
+                module.__class__ = uncounted
+                modules.append(module)
+    return [cast(Tensor, module.num_batches_tracked) for module in modules]
+
+
+class _Uncounted(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm with running statistics and a momentum of its own, as a layer by default has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            cast(float, self.momentum),
+            self.eps,
+        )
+
+
+class UncountedBatchNorm1d(_Uncounted, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` that does not count its batches."""
+
+
+class UncountedBatchNorm2d(_Uncounted, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that does not count its batches."""
+
+
+UNCOUNTED = {nn.BatchNorm1d: UncountedBatchNorm1d, nn.BatchNorm2d: UncountedBatchNorm2d}
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -9,7 +9,10 @@ the conventional teacher runs along.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +29,7 @@ from richkd.data.resident import ResidentSet
 from richkd.engine import Images, accuracy, autocast, divergence, predict
 from richkd.models import ModelOutput, with_maps
 from richkd.params import Runtime, Training
-from richkd.train.batchnorm import synchronised
+from richkd.train.batchnorm import count_apart, synchronised
 from richkd.train.objective import Batch, Objective
 
 if TYPE_CHECKING:  # a stage that trains without a teacher does not depend on the code of teachers
@@ -34,6 +37,8 @@ if TYPE_CHECKING:  # a stage that trains without a teacher does not depend on th
     from richkd.teachers.teacher import Teacher
 
 VALIDATIONS = 10  # a run; validating after every epoch would double the time of a small one
+# From 2.14 on torch finds a graph's generators itself, and warns of being told.
+REGISTERS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 WARM_UP = 3  # steps of a length before its graph is captured: cuDNN picks kernels, buffers appear
 
 
@@ -88,6 +93,7 @@ class Run:
         self.training, self.runtime, self.seed, self.lower = plan
         self.device = self.images.device
         self.model = synchronised(model, self.device)
+        self.counters = count_apart(self.model)
         self.objective, self.checkpoint, self.title = objective, checkpoint, title
         self.batch_size = min(self.training.batch_size, len(self.images))
         if self.batch_size % distributed.processes():
@@ -117,12 +123,16 @@ class Run:
         self.forward: Callable[[Tensor], ModelOutput] = self.model
         if objective.needs_maps:
             self.forward = with_maps(self.model)
+        self.losses: Callable[..., tuple[dict[str, Tensor], Tensor]] = self._losses
         if self.runtime.step == "compile":
-            self.forward = torch.compile(
-                self.forward, mode="reduce-overhead" if cuda else "default"
-            )
+            _check_compiler(self.device)
+            # One compilation a length of the batch; our own graph captures what is compiled.
+            self.losses = torch.compile(self._losses, dynamic=False)
         self.parameters = [*self.model.parameters(), *objective.parameters()]
         self.optimizer = self._optimizer()
+        # A graph reads the rate from the device; as a number it would stay what it was at capture.
+        self.rate = torch.zeros((), device=self.device) if self.graphs else None
+        self.sent = 0.0  # the value of `rate`
         self.scheduler = _schedule(self.optimizer, self.training, self.steps)
         self.names: list[str] = []
         self.sums: Tensor | None = None
@@ -139,16 +149,14 @@ class Run:
                 "runtime.step is 'graph': needs a CUDA device, one process and images in arrays, "
                 "use auto"
             )
-        if self.runtime.step == "auto":
+        if self.runtime.step in ("auto", "compile"):
             return possible and not self.runtime.deterministic
         return self.runtime.step == "graph"
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        # A graph reads the rate from the device; as a number it would stay what it was at capture.
-        rate = self.training.lr
         return torch.optim.SGD(
             self.parameters,
-            lr=torch.tensor(rate, device=self.device) if self.graphs else rate,
+            lr=self.training.lr,
             momentum=self.training.momentum,
             weight_decay=self.training.weight_decay,
             fused=True,
@@ -169,6 +177,8 @@ class Run:
             self.history = state["history"]
             for name, part in self._state().items():
                 part.load_state_dict(state[name])
+            for group in self.optimizer.param_groups:
+                group["lr"] = float(group["lr"])  # the scheduler works on the host
 
     def train(self) -> Iterator[None]:
         """Yields after each step; the device may still be working on it."""
@@ -189,10 +199,13 @@ class Run:
                 self.images.next_batch()
                 if self.teacher:
                     self.teacher.next_batch()
+                self._send_rate()
                 self._launch(ids, view_ids)
                 self.scheduler.step()
                 progress.update()
                 yield
+            if self.counters:
+                torch._foreach_add_(self.counters, len(batches))
             self._finish(epoch, sum(len(ids) for ids, _ in batches), progress)
         progress.close()
 
@@ -209,20 +222,43 @@ class Run:
             batches.append(tuple(part[distributed.rank() * share :][:share] for part in batch))
         return batches
 
+    def _losses(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the objective, and the logits."""
+        with autocast(self.device, self.runtime.precision):
+            output = self.forward(images)
+        return self.objective(output, batch), output.logits
+
     def _step(self, ids: Tensor, view_ids: Tensor) -> None:
         labels = self.images.labels[ids]
-        with autocast(self.device, self.runtime.precision):
-            output = self.forward(self.images.batch(ids, view_ids))
-        terms = self.objective(output, Batch(labels, ids, view_ids, self.draw))
+        batch = self.objective.draw(Batch(labels, ids, view_ids, self.draw))
+        # The first step, which sets CRD's normalisers, differs: it is not worth a compilation.
+        losses = self._losses if self.sums is None else self.losses
+        terms, logits = losses(self.images.batch(ids, view_ids), batch)
         self.optimizer.zero_grad()
         terms["loss"].backward()
         distributed.average([x.grad for x in self.parameters if x.grad is not None])
-        self.optimizer.step()
-        hits = (output.logits.argmax(1) == labels).float().mean()
+        self._update()
+        hits = (logits.argmax(1) == labels).mean(dtype=torch.float32)
         values = torch.stack([*terms.values(), hits]).detach() * len(ids)
         if self.sums is None:
             self.names, self.sums = [*terms, "train_accuracy"], torch.zeros_like(values)
         self.sums += values
+
+    def _update(self) -> None:
+        """The optimizer's step. A graph reads the rate from the device, all else from the host."""
+        (group,) = self.optimizer.param_groups
+        rate = group["lr"]
+        if self.rate is not None:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        group["lr"] = rate
+
+    def _send_rate(self) -> None:
+        """Send the rate to the device, where a graph reads it and the device has another one."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        if self.rate is not None and rate != self.sent:
+            self.rate.fill_(rate)
+            self.sent = rate
 
     def _launch(self, ids: Tensor, view_ids: Tensor) -> None:
         """A step, as it is or as the graph of its length."""
@@ -232,19 +268,24 @@ class Run:
             self._step(ids, view_ids)
             return
         if length not in self.captured:
-            inputs, graph = (ids.clone(), view_ids.clone()), torch.cuda.CUDAGraph()
-            graph.register_generator_state(self.draw)
-            # Others, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
-            torch._C._cuda_clearCublasWorkspaces()
-            # thread_local: threads that meanwhile gather rows into pinned memory do not break it.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self._step(*inputs)
-            torch._C._cuda_clearCublasWorkspaces()
-            self.captured[length] = graph, inputs
+            inputs = ids.clone(), view_ids.clone()
+            self.captured[length] = self._capture(inputs), inputs
         graph, inputs = self.captured[length]
-        for held, new in zip(inputs, (ids, view_ids)):
-            held.copy_(new)
+        torch._foreach_copy_(inputs, (ids, view_ids))  # one kernel
         graph.replay()
+
+    def _capture(self, inputs: tuple[Tensor, Tensor]) -> torch.cuda.CUDAGraph:
+        """The graph of a step on these tensors, image ids and view ids."""
+        graph = torch.cuda.CUDAGraph()
+        if REGISTERS:
+            graph.register_generator_state(self.draw)
+        # Others, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
+        torch._C._cuda_clearCublasWorkspaces()
+        # thread_local: threads that meanwhile gather rows into pinned memory do not break it.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            self._step(*inputs)
+        torch._C._cuda_clearCublasWorkspaces()
+        return graph
 
     def _finish(self, epoch: int, seen: int, progress: tqdm) -> None:
         """Write the epoch's row and save the run; `seen` are this process's images of the epoch."""
@@ -296,6 +337,18 @@ def _any_image(like: Images) -> Tensor:
     """One image with a value of the usual range in each pixel, (1, 3, H, W)."""
     shape = like.shape[1:]
     return torch.linspace(-2, 2, math.prod(shape), device=like.device).view(1, *shape)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """InputError where torch.compile has no compiler for the device."""
+    if device.type == "cuda":
+        needed, there = "Triton and a C compiler", importlib.util.find_spec("triton") is not None
+        names = [os.environ.get("CC", "cc"), "gcc", "clang"]
+    else:
+        needed, there = "a C++ compiler", True
+        names = [os.environ.get("CXX", "g++"), "clang++"]
+    if not there or not any(map(shutil.which, names)):
+        raise InputError(f"runtime.step is 'compile': needs {needed}, use auto")
 
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,14 @@ class Batch(NamedTuple):
     """What a term may know of a batch beside the classifier's output.
 
     labels, ids and view_ids int64 (B,), of the training images that the classifier has seen. `draw`
-    is for what a term draws at random.
+    is for what a term draws at random; `negatives` are what crd has drawn, if it has.
     """
 
     labels: Tensor
     ids: Tensor
     view_ids: Tensor
     draw: torch.Generator
+    negatives: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -34,7 +35,7 @@ class Objective(nn.Module):
     epoch e, counted from 1, until e is W.
     """
 
-    epoch: Tensor
+    weights: Tensor  # of ce and of each term, in this epoch
 
     def __init__(
         self,
@@ -45,8 +46,8 @@ class Objective(nn.Module):
         super().__init__()
         self.options = options or {"ce": Ce(weight=1.0)}
         self.terms = nn.ModuleDict(terms)
-        # On the device, where a captured graph reads the epoch anew.
-        self.register_buffer("epoch", torch.ones(()), persistent=False)
+        # On the device, where a captured graph reads the weights anew.
+        self.register_buffer("weights", self._weights(1), persistent=False)
 
     @property
     def needs_maps(self) -> bool:
@@ -55,7 +56,14 @@ class Objective(nn.Module):
 
     def begin_epoch(self, number: int) -> None:
         """Epoch `number`, counted from 1, begins."""
-        self.epoch.fill_(number)
+        self.weights.copy_(self._weights(number))
+
+    def draw(self, batch: Batch) -> Batch:
+        """The batch with all that its terms draw at random: compiled code has no generators."""
+        for term in self.terms.values():
+            if hasattr(term, "draw"):
+                batch = cast(Any, term).draw(batch)
+        return batch
 
     def forward(self, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalars in float32: `loss`, the weighted sum, and each term before its weight."""
@@ -63,12 +71,12 @@ class Objective(nn.Module):
         values = {"ce": F.cross_entropy(output.logits, batch.labels)}
         for name, term in self.terms.items():
             values[name] = term(output, batch)
-        weighted = [self._weight(name) * value for name, value in values.items()]
-        loss = sum(weighted[1:], start=weighted[0])
+        loss = (torch.stack([*values.values()]) * self.weights).sum()
         return {"loss": loss, **values}
 
-    def _weight(self, name: str) -> float | Tensor:
-        term = self.options[name]
-        if not term.warm_up:
-            return term.weight
-        return term.weight * (self.epoch / term.warm_up).clamp(max=1)
+    def _weights(self, epoch: int) -> Tensor:
+        """float32, on the CPU."""
+        options = [self.options[name] for name in ("ce", *self.terms)]
+        return torch.tensor(
+            [x.weight * min(1.0, epoch / x.warm_up if x.warm_up else 1.0) for x in options]
+        )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from richkd.base.vectors import unit
 from richkd.losses import ContrastiveMemory
 from richkd.losses.terms import TERMS, loss_function
 from richkd.models import ModelOutput
@@ -88,16 +89,24 @@ class Contrast(nn.Module):
             options["temperature"],
             options["momentum"],
             labels,
-            shared={"auto": None, "per_sample": False, "shared": True}[options["negatives"]],
+            shared={"per_sample": False, "shared": True}.get(options["negatives"]),
+            every=options["negatives"] == "all",
         )
         self.head = nn.Linear(feature_dim, dim)
         self.embedder = teacher.embedder(dim)
-        banks = 2 * self.memory.student_bank.nbytes / 1e6
+        banks = self.memory.banks.nbytes / 1e6
         kind = "shared by a batch" if self.memory.shared else "of each sample's own"
+        if self.memory.every:
+            kind = "all samples of other classes"
         tqdm.write(f"CRD: banks of {banks:,.1f} MB on the {labels.device.type}, negatives {kind}")
 
+    def draw(self, batch: Batch) -> Batch:
+        """The batch with its negatives."""
+        return batch._replace(negatives=self.memory.draw(batch.ids, batch.draw))
+
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
-        student = F.normalize(self.head(output.features), dim=1)
+        if batch.negatives is None:
+            batch = self.draw(batch)
+        student = unit(self.head(output.features))
         teacher = self.embedder(batch.ids, batch.view_ids)
-        negatives = self.memory.draw(batch.ids, batch.draw)
-        return self.memory(student, teacher, batch.ids, negatives)
+        return self.memory(student, teacher, batch.ids, batch.negatives)

@@ -1,5 +1,7 @@
 """Contrastive representation distillation against published steps, plain references, chance."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,9 +101,7 @@ def test_contrastive_memory_starts_as_documented():
         assert bank.square().sum(1).mean().item() == pytest.approx(1, abs=0.02)
     assert not torch.equal(memory.student_bank, memory.teacher_bank)
     assert memory.student_normaliser == memory.teacher_normaliser == -1
-    assert set(memory.state_dict()) == {
-        f"{side}_{what}" for side in ("student", "teacher") for what in ("bank", "normaliser")
-    }
+    assert set(memory.state_dict()) == {"banks", "normalisers"}
     assert not list(memory.parameters())
 
 
@@ -152,10 +152,10 @@ def test_autocast_leaves_the_loss_in_the_banks_precision():
     assert loss.dtype == torch.float32
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_forward_reads_no_value_back_from_the_device(shared):
+@pytest.mark.parametrize("kind", [{"shared": False}, {"shared": True}, {"every": True}])
+def test_forward_reads_no_value_back_from_the_device(kind):
     # Tensors of the meta device have no values: any .item() or `if` on one raises.
-    memory = ContrastiveMemory(50, 4, 7, 0.1, 0.5, torch.arange(50) % 5, shared).to("meta")
+    memory = ContrastiveMemory(50, 4, 7, 0.1, 0.5, torch.arange(50) % 5, **kind).to("meta")
     student = torch.empty(3, 4, device="meta", requires_grad=True)
     teacher = torch.empty(3, 4, device="meta")
     positive = torch.empty(3, dtype=torch.int64, device="meta")
@@ -192,7 +192,7 @@ def test_draw_is_uniform(labels):
 @pytest.mark.parametrize("word", [0, 2**31 - 1])
 def test_draw_reaches_the_first_and_last_sample_and_not_beyond(monkeypatch, word):
     memory = ContrastiveMemory(5, 2, 1, 0.1, 0.5, [0, 0, 1, 2, 2])
-    monkeypatch.setattr(torch, "randint", lambda high, shape, **_: torch.full(shape, word))
+    monkeypatch.setattr(torch.Tensor, "random_", lambda empty, **_: empty.fill_(word))
     drawn = memory.draw(torch.arange(5))[:, 0].tolist()
     assert drawn == ([2, 2, 0, 0, 0] if word == 0 else [4, 4, 4, 2, 2])
 
@@ -216,7 +216,7 @@ def test_a_shared_set_is_uniform_over_all_samples_and_repeats_with_its_generator
 
 
 @pytest.mark.parametrize("labels", [None, [0] * 20 + [1] * 15 + [2] * 5])
-def test_shared_and_own_negatives_estimate_the_same_loss_and_gradient(labels):
+def test_all_negatives_give_what_shared_and_own_ones_estimate(labels):
     """Means over many draws against the exact expectation, which sums over all samples."""
     samples, batch, negatives, temperature = 40, 6, 30, 0.2
     embeddings = [unit(batch, 5, seed=side).requires_grad_() for side in (0, 1)]
@@ -249,6 +249,14 @@ def test_shared_and_own_negatives_estimate_the_same_loss_and_gradient(labels):
         )
     exact = torch.autograd.grad(expected, embeddings)
     exact = torch.cat([expected.detach().view(1), *(x.flatten() for x in exact)])
+    torch.manual_seed(0)
+    memory = ContrastiveMemory(samples, 5, negatives, temperature, 0.5, labels, every=True).double()
+    memory.student_normaliser.fill_(60.0)
+    memory.teacher_normaliser.fill_(50.0)
+    loss = memory.contrast(*embeddings, positive, memory.draw(positive))
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(loss, embeddings)
+    torch.testing.assert_close(torch.cat([x.flatten() for x in gradients]), exact[1:])
     for values in estimates.values():
         error = values.std(0) / len(values) ** 0.5
         assert ((values.mean(0) - exact).abs() < 4.5 * error).all()
@@ -300,6 +308,49 @@ def test_a_set_all_of_a_samples_class_leaves_its_positive_alone():
     loss = memory(student, teacher, torch.tensor([0]), torch.tensor([1, 2, 2]))
     loss.backward()
     assert loss.isfinite() and student.grad.isfinite().all() and student.grad.abs().sum() > 0
+
+
+# --- all samples of other classes ---------------------------------------------------------------
+
+
+def test_all_negatives_by_hand_and_the_normaliser_of_their_first_batch():
+    """Four samples, each of a class of its own but two; every score is 0, so exp(score) is 1."""
+    memory = ContrastiveMemory(4, 2, 6, 0.5, 0.5, [0, 0, 1, 2], every=True).double()
+    memory.banks.copy_(torch.tensor([1.0, 0.0]).expand(2, 4, 2))
+    student = torch.tensor([[0.0, 1.0]] * 2, dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[0.0, -1.0]] * 2, dtype=torch.float64, requires_grad=True)
+    assert memory.draw(torch.tensor([0, 2])) is None
+    loss = memory.contrast(student, teacher, torch.tensor([0, 2]), None)
+    # The mean of 1 + 6 equal scores, times 4 samples.
+    assert memory.student_normaliser == memory.teacher_normaliser == 4
+    p, noise = 0.25, 1.5
+    positive, negative = p / (p + noise + 1e-7), noise / (p + noise + 1e-7)
+    expected = -2 * (math.log(positive) + 6 * math.log(negative))  # of two terms, a mean each
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, student)
+    # Positive and negatives pull along the same row, (1, 0), at 1/temperature, a half a sample.
+    slope = (6 * p / (p + noise + 1e-7) - (noise + 1e-7) / (p + noise + 1e-7)) / 0.5 / 2
+    torch.testing.assert_close(gradient, torch.tensor([[slope, 0.0]] * 2, dtype=torch.float64))
+
+
+def test_all_negatives_need_no_generator_and_move_the_banks():
+    memory = ContrastiveMemory(9, 4, 3, 0.1, 0.5, torch.arange(9) % 3, shared=True, every=True)
+    assert not memory.shared
+    student, teacher = unit(2, 4).float(), unit(2, 4, seed=1).float()
+    before, state = memory.banks.clone(), torch.get_rng_state()
+    memory(student, teacher, torch.tensor([0, 4]))
+    assert torch.equal(torch.get_rng_state(), state)
+    moved = (memory.banks != before).any(2)
+    assert moved.nonzero()[:, 1].tolist() == [0, 4, 0, 4]
+
+
+def test_a_loaded_memory_asks_again_whether_it_has_normalisers():
+    memory, fresh = (ContrastiveMemory(9, 4, 3, 0.1, 0.5) for _ in range(2))
+    state = {name: x.clone() for name, x in fresh.state_dict().items()}
+    for _ in range(2):
+        memory.load_state_dict(state)
+        memory(unit(2, 4).float(), unit(2, 4, seed=1).float(), torch.tensor([0, 4]))
+        assert (memory.normalisers > 0).all()
 
 
 # --- arguments ----------------------------------------------------------------------------------

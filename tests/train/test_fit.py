@@ -21,6 +21,7 @@ from richkd.params import Ce, Runtime, Training
 from richkd.teachers.fused import Fused
 from richkd.teachers.online import Online
 from richkd.teachers.table import Streamed, Table
+from richkd.train.batchnorm import count_apart
 from richkd.train.fit import Plan, Run, Sources, fit
 from richkd.train.objective import Objective
 from richkd.train.terms import make_objective
@@ -445,6 +446,104 @@ def test_a_compiled_step_trains_as_the_plain_one(here, data):
         ends.append((history[-1]["loss"], model.state_dict().keys()))
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-3)
     assert ends[0][1] == ends[1][1]
+
+
+def test_compiling_needs_a_compiler(here, data, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="runtime.step is 'compile': needs a C"):
+        run(network(), Objective(), data, step="compile")
+
+
+def test_batches_are_counted_by_the_end_of_an_epoch(here, data):
+    model, plain = network(), network()
+    run(model, Objective(), data, training(epochs=2))
+    counted = [x for name, x in model.state_dict().items() if "num_batches_tracked" in name]
+    assert counted and all(x == 6 for x in counted)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_a_batchnorm_that_does_not_count_gives_the_same_bits(training_mode):
+    plain, apart = nn.BatchNorm2d(3).train(training_mode), nn.BatchNorm2d(3).train(training_mode)
+    (counter,) = count_apart(nn.Sequential(nn.ReLU(), apart))
+    x = torch.randn(4, 3, 5, 5)
+    for _ in range(2):
+        assert torch.equal(plain(x), apart(x))
+    assert torch.equal(plain.running_mean, apart.running_mean)
+    assert torch.equal(plain.running_var, apart.running_var)
+    assert counter is apart.num_batches_tracked and counter == 0
+
+
+class Replay:
+    """In place of a CUDA graph on a CPU: a replay runs the step on the inputs of its capture."""
+
+    def __init__(self, run, inputs):
+        self.run, self.inputs, self.replays = run, inputs, 0
+
+    def replay(self):
+        self.replays += 1
+        self.run._step(*self.inputs)
+
+
+@pytest.fixture
+def use_graphs(monkeypatch):
+    """Call it, and runs take the path of CUDA graphs also on a CPU."""
+
+    def use():
+        monkeypatch.setattr(Run, "_graphs_wanted", lambda run: True)
+        monkeypatch.setattr(Run, "_capture", lambda run, inputs: Replay(run, inputs))
+
+    return use
+
+
+@pytest.mark.parametrize("schedule", ["step", "onecycle"])
+@pytest.mark.parametrize("saved_by_graphs", [True, False])
+def test_a_graph_reads_the_rate_of_each_step_whatever_run_it_goes_on_from(
+    here, data, killed_after, use_graphs, schedule, saved_by_graphs
+):
+    how = training(epochs=9, schedule=schedule, milestones=(4, 7))
+    plain, resumed, killed = network(), network(seed=1), network()
+    history = run(plain, Objective(), data, how, checkpoint=("plain", "key"))
+    if saved_by_graphs:
+        use_graphs()
+    with killed_after(killed, 9):
+        run(killed, Objective(), data, how)
+    use_graphs()
+    again = prepare(resumed, Objective(), data, how)
+    assert type(again.optimizer.param_groups[0]["lr"]) is float
+    assert isinstance(again.rate, torch.Tensor) and len(again.history) in (1, 2)
+    fit([again])
+    assert all(graph.replays for graph, _ in again.captured.values())
+    assert {tuple(inputs[0].shape) for _, inputs in again.captured.values()} == {(8,), (6,)}
+    losses = [[row["loss"] for row in rows] for rows in (again.history, history)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_saved_rate_that_is_a_tensor_becomes_a_number(here, data, killed_after, monkeypatch):
+    killed = network()
+    with killed_after(killed, 5):
+        run(killed, Objective(), data)
+    load = Checkpoint.load
+
+    def with_a_tensor(checkpoint, device):
+        state = load(checkpoint, device)
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] = torch.tensor(group["lr"])
+        return state
+
+    monkeypatch.setattr(Checkpoint, "load", with_a_tensor)
+    assert type(prepare(network(), Objective(), data).optimizer.param_groups[0]["lr"]) is float
+
+
+def test_the_rate_is_sent_when_it_changes_and_else_not(here, data, use_graphs):
+    use_graphs()
+    how = training(epochs=4, schedule="step", milestones=(2, 3))
+    prepared = prepare(network(), Objective(), data, how)
+    sent = []
+    fill = prepared.rate.fill_
+    prepared.rate.fill_ = lambda rate: sent.append(rate) or fill(rate)
+    fit([prepared])
+    assert sent == pytest.approx([0.05, 0.005, 0.0005])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

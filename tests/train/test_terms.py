@@ -325,7 +325,7 @@ def test_an_objective_without_terms_is_cross_entropy():
 def test_an_objective_learns_what_its_terms_learn():
     made = objective(kd=kd(), crd=crd())
     assert len(list(made.parameters())) == 6
-    assert "terms.crd.memory.student_bank" in made.state_dict()
+    assert "terms.crd.memory.banks" in made.state_dict()
 
 
 def test_losses_of_halved_outputs_are_in_32_bits():

@@ -1,0 +1,96 @@
+"""Trains on the stand-in for a GPU: `python standin_steps.py`, in an empty folder.
+
+Run by `test_standin.py`. Numbers are garbage; what counts is the stand-in's log.
+"""
+
+import ctypes
+from dataclasses import replace
+
+import nocudnn  # noqa: F401 - of the stand-in: what a GPU that computes nothing needs of torch
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bench.common import CIFAR100
+from bench.protocol import Protocol, stepper
+from richkd.base.resume import Checkpoint
+from richkd.engine import pick_device
+from richkd.train.fit import fit
+
+EPOCH = 5  # steps; a graph is captured at the fourth
+
+
+class OneKernel(torch.autograd.Function):
+    """A layer that takes a kernel forward and one for each gradient, as cuDNN's do."""
+
+    @staticmethod
+    def forward(ctx, x, weight, shape, gradients):
+        ctx.save_for_backward(x, weight)
+        ctx.gradients = gradients
+        last = {"memory_format": torch.channels_last}
+        return torch.empty(shape, device=x.device, dtype=x.dtype, **last).fill_(1)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, weight = ctx.saved_tensors
+        grads = [torch.empty_like(x) if ctx.needs_input_grad[0] else None, torch.empty_like(weight)]
+        for grad in [grad for grad in grads if grad is not None][: ctx.gradients]:
+            grad.fill_(1)
+        return *grads, None, None
+
+
+def convolve(layer, x, weight, bias):
+    side = (x.shape[2] + 2 * layer.padding[0] - weight.shape[2]) // layer.stride[0] + 1
+    return OneKernel.apply(x, weight, (len(x), len(weight), side, side), 2)
+
+
+def normalise(x, mean, var, weight, bias, *how, **more):
+    return OneKernel.apply(x, weight, x.shape, 1)
+
+
+def mark(text):
+    ctypes.CDLL(None).nullgpu_mark(text.encode())
+
+
+def count(protocol, name):
+    """A captured step of each, whose number of kernels the log has."""
+    for variant, negatives in (("L", "auto"), ("LF", "auto"), ("LF", "all")):
+        mark(f"{name} {variant} {negatives}")
+        run = protocol.run("resnet8x4", variant, negatives=negatives)
+        steps = stepper([run], 4)
+        steps()
+        assert len(run.captured) == 1
+        mark("replays")
+        steps()
+        mark("end")
+
+
+def train(protocol, epochs):
+    """Two students side by side, from their checkpoints if there are any; epochs done before."""
+    runs = [protocol.run("resnet8x4", "LF", seed) for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        run.checkpoint = Checkpoint(f"seed{seed}", "key")
+        run._resume()
+        run.training = replace(run.training, epochs=epochs)
+    before = [len(run.history) for run in runs]
+    fit(runs)
+    assert [len(run.history) for run in runs] == [epochs, epochs]
+    assert all(run.captured for run in runs)
+    return before
+
+
+def main():
+    device = pick_device()
+    protocol = Protocol(CIFAR100, EPOCH * CIFAR100.batch_size, 256, device)
+    nn.Conv2d._conv_forward = convolve
+    count(protocol, "torch")
+    F.batch_norm, plain = normalise, F.batch_norm
+    count(protocol, "cudnn")
+    F.batch_norm = plain
+    assert train(protocol, 2) == [0, 0]
+    assert train(protocol, 4) == [2, 2]
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
