@@ -116,7 +116,7 @@ class Crd(Term):
 
     dim: Count  # of the space in which features are compared
     num_negatives: Count  # images of other classes that each image is compared with
-    negatives: Literal["auto", "per_sample", "shared", "all"]  # auto: shared above 200,000 images
+    negatives: Literal["auto", "all", "per_sample", "shared"]  # auto: shared above 200,000 images
     temperature: Annotated[float, Field(ge=0.02)]  # exp(1/temperature) must fit 32 bits
     momentum: Annotated[float, Field(ge=0, lt=1)]  # share of its old value that a memory keeps
 
