@@ -29,7 +29,7 @@ SIDE, PAD, CLIP_DIM = 32, 4, 768
 ALPHA, LAM = 0.7, 0.7
 KD = Kd(weight=3.0, temperature=3.0)
 TERMS = {"ce": (), "kd": ("kd",), "L": ("kd",), "F": ("crd",), "LF": ("kd", "crd")}  # beside ce
-Negatives = Literal["auto", "per_sample", "shared", "all"]
+Negatives = Literal["auto", "all", "per_sample", "shared"]
 ENDLESS = 1_000_000  # epochs
 RUNTIME = Runtime(
     device="auto", precision="fp32", deterministic=False, step="auto", seeds_at_once=1

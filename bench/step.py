@@ -38,10 +38,12 @@ TOLERANCE = 1e-3  # relative, between ours and the plain loss: tables have 16 bi
 CHANGES: dict[str, dict[str, Any]] = {
     "deterministic": {"deterministic": True},
     "shared negatives": {"negatives": "shared"},
+    "all negatives": {"negatives": "all"},
     "bf16": {"precision": "bf16"},
     "eager": {"step": "eager"},
     "compile": {"step": "compile"},
     "compile, bf16": {"step": "compile", "precision": "bf16"},
+    "compile, bf16, all negatives": {"step": "compile", "precision": "bf16", "negatives": "all"},
 }
 ON_A_CPU = ("deterministic", "shared negatives")
 

@@ -130,7 +130,7 @@ class Crd(Term):
     dim: Width  # of the space in which features are compared
     # Images of other classes that each image is compared with.
     num_negatives: Annotated[int, Field(ge=1, le=10**6)]
-    negatives: Literal["auto", "per_sample", "shared", "all"]  # auto: shared above 200,000 images
+    negatives: Literal["auto", "all", "per_sample", "shared"]  # auto: shared above 200,000 images
     temperature: Annotated[float, Field(ge=0.02, le=1000)]  # exp(1/temperature) must fit 32 bits
     momentum: Annotated[float, Field(ge=0, lt=1)]  # share of its old value that a memory keeps
 

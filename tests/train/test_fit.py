@@ -566,8 +566,8 @@ def test_cuda_trains_and_resumes(here, split, data, killed_after, precision, ste
     resident = ResidentSet(split, data.preprocessing, data.views, cuda)
     model, how = network().to(cuda), training(epochs=10)
     with killed_after(model, 5):
-        run(model, Objective(), resident, how, precision=precision, step=step)
-    history = run(model, Objective(), resident, how, precision=precision, step=step)
+        run(model, Objective().to(cuda), resident, how, precision=precision, step=step)
+    history = run(model, Objective().to(cuda), resident, how, precision=precision, step=step)
     assert len(history) == 10 and history[-1]["loss"] < history[0]["loss"]
 
 

@@ -333,3 +333,14 @@ def test_losses_of_halved_outputs_are_in_32_bits():
     values = objective(kd=kd(), crd=crd())(output, batch())
     assert {value.dtype for value in values.values()} == {torch.float32}
     assert np.isfinite(values["loss"].item())
+
+
+@pytest.mark.parametrize("negatives", ["per_sample", "shared", "all"])
+def test_what_is_drawn_before_is_what_the_term_would_draw(negatives):
+    made, output = objective(crd=crd(negatives=negatives)), student()
+    state = {name: x.clone() for name, x in made.state_dict().items()}
+    before = made.draw(batch(seed=3))
+    assert (before.negatives is None) == (negatives == "all")
+    drawn = made(output, before)
+    made.load_state_dict(state)
+    assert made(output, batch(seed=3))["crd"] == drawn["crd"]
