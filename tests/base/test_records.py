@@ -20,7 +20,8 @@ from richkd.teachers import fusion, lookup
 
 CPU = torch.device("cpu")
 LOOK = {"mean": [0.5] * 3, "std": [0.2] * 3}
-CENTER = {"resize": 40, "size": 32, "interpolation": "bicubic"}
+CUT = {"interpolation": "bicubic", "resize_mode": "shortest", "fill": 0}
+CENTER = {"resize": 40, "size": 32, **CUT}
 ALONE = {"saved_together": ["seed0"], "seed": 0, **weights.provenance(CPU)}
 CLIP = {
     "kind": "clip",
@@ -36,7 +37,7 @@ CLIP = {
     },
     "quick_gelu": False,
     "embed_dim": 8,
-    "input": {"size": 32, "interpolation": "bicubic", **LOOK},
+    "input": {"size": 32, **CUT, **LOOK},
     "center": CENTER,
     "classes": ["a", "b"],
     "prompts": ["a {}"],

@@ -242,5 +242,5 @@ def test_the_centre_of_each_augmentation():
         ratio=(0.5, 2.0),
         flip=True,
     )
-    assert Center.of(crops) == (56, 48, "bilinear")
+    assert Center.of(crops) == (56, 48, "bilinear", "shortest", 0)
     assert Center.of(params.PaddedCrops(augmentation="padded_crop", pad=4, flip=True)) is None

@@ -46,7 +46,8 @@ def test_wrong_params_are_one_line(
 ) -> None:
     edit(smoke, key, value)
     assert says in refusal(monkeypatch, name)
-    assert [path.name for path in smoke.iterdir()] == ["params.yaml"]
+    assert {path.name for path in smoke.iterdir()} <= {"params.yaml", ".resume"}
+    assert not [path for path in smoke.glob(".resume/*") if path.name != "locks"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_wrong_number_of_processes_is_one_line(
     smoke: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("RICHKD_PROCESSES", value)
-    says = f"error: RICHKD_PROCESSES is {value!r}: must be a number of processes"
+    says = f"error: RICHKD_PROCESSES is {value!r}: must be a number of processes, 1 to 9999"
     assert refusal(monkeypatch, "distill", "LF") == says
 
 

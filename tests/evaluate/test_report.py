@@ -318,7 +318,7 @@ def test_page_holds_the_numbers(page: str, full: Path) -> None:
     assert "65.0 %" in text and "60.0 %" in text and "+5.0 points" in text  # prompts
     assert (full / "params.yaml").read_text().strip() in text
     assert "python 3.11.7, torch 2.11" in text
-    assert "ice textures are generated" in text
+    assert "Frost: generated textures" in text
 
 
 def test_best_student_of_each_column_is_bold(page: str, full: Path) -> None:
@@ -351,7 +351,7 @@ def test_small_experiments(here: Path, change: dict[str, Any]) -> None:
     assert "nan" not in text.lower()
     assert (" ± " in text) == (len(settings["seeds"]) > 1)
     assert ("one seed" in text) == (len(settings["seeds"]) == 1)
-    assert ("ice textures" in text) == ("names" not in change)
+    assert ("Frost: generated textures" in text) == ("names" not in change)
     models = [*TEACHERS, "ce", *settings["variants"]]
     assert list(pd.read_csv("metrics/summary.csv").model) == models
 

@@ -36,19 +36,29 @@ def images(here):
     for name in sets["names"]:
         pixels = rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
         write_array(CORRUPTED / f"{name}.npy", pixels)
-    save_info("data/info.json", Info(name="cifar100", classes=list("abcd"), mean=[0.5], std=[0.2]))
+    save_info(
+        "data/info.json", Info(name="cifar100", classes=list("abcd"), mean=[0.5] * 3, std=[0.2] * 3)
+    )
     write_json("data/shifted/sets.json", {})
 
 
-def save_student(name, seed, factor):
-    """A network whose logits are `factor` times as large as they were."""
-    torch.manual_seed(seed)
-    model = models.create("resnet8", 4)
-    with torch.no_grad():
-        for parameter in model.fc.parameters():
-            parameter *= factor
-    loaded = Loaded(model, LOOK)
-    save_classifier(f"models/{name}/seed{seed}", loaded, CPU, arch="resnet8", num_classes=4)
+def save_students(name, *factors):
+    """A network a factor, whose logits are so many times as large as they were."""
+    together = [f"seed{seed}" for seed in range(len(factors))]
+    for seed, factor in enumerate(factors):
+        torch.manual_seed(seed)
+        model = models.create("resnet8", 4)
+        with torch.no_grad():
+            for parameter in model.fc.parameters():
+                parameter *= factor
+        save_classifier(
+            f"models/{name}/seed{seed}",
+            Loaded(model, LOOK),
+            CPU,
+            arch="resnet8",
+            num_classes=4,
+            saved_together=together,
+        )
 
 
 def saved(name):
@@ -58,11 +68,11 @@ def saved(name):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("factor", [1e7, 1e38])
 def test_a_student_that_diverged_is_named_and_its_logits_are_finite(images, capsys, factor):
-    save_student("LF", 0, 1.0)
+    save_students("LF", 1.0)
     evaluate.main("LF")
     assert "diverged" not in capsys.readouterr().out
     kept = saved("LF")
-    save_student("LF", 1, factor)
+    save_students("LF", 1.0, factor)
     evaluate.main("LF")
     lines = [line for line in capsys.readouterr().out.splitlines() if "diverged" in line]
     logits = saved("LF")
@@ -78,10 +88,10 @@ def test_a_student_that_diverged_is_named_and_its_logits_are_finite(images, caps
 
 
 def test_clipped_logits_still_have_their_answer(images):
-    save_student("LF", 0, 1.0)
+    save_students("LF", 1.0)
     evaluate.main("LF")
     sane = json.loads(Path("metrics/evaluate/LF.json").read_text())
-    save_student("LF", 0, 1e7)
+    save_students("LF", 1e7)
     evaluate.main("LF")
     assert json.loads(Path("metrics/evaluate/LF.json").read_text()) == sane
 
@@ -90,8 +100,9 @@ def test_clipped_logits_still_have_their_answer(images):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
 def test_the_fused_logits_of_clipped_ones_are_finite(images, alpha):
     for name in ("teacher", "clip"):
-        save_student(name, 0, 1e38)
+        save_students(name, 1e38)
         evaluate.main(name)
-    Recipe(alpha, 0.5, {"teacher": 1.0, "clip": 1.0}, {}).save()
+    both = {"teacher": 1.0, "clip": 1.0}
+    Recipe(alpha, 0.5, both, dict.fromkeys(both, "0" * 64)).save()
     evaluate_fused.main()
     assert all(np.isfinite(array).all() for array in saved("fused").values())

@@ -23,6 +23,7 @@ from richkd.teachers.fusion import Recipe, table_fingerprints
 from richkd.teachers.table import Shards, Streamed, Table
 
 CPU = torch.device("cpu")
+CUT = {"interpolation": "bicubic", "resize_mode": "shortest", "fill": 0}
 
 
 def same(found, ids, view_ids, expected):
@@ -78,7 +79,7 @@ def made(here, split, teacher, data):
         "model": "RN50",
         "quick_gelu": False,
         "embed_dim": 8,
-        "input": {"size": 8, "interpolation": "bicubic", **look},
+        "input": {"size": 8, **CUT, **look},
         "classes": ["a", "b", "c", "d"],
         "prompts": ["a photo of {}"],
         "scale": 10.0,
