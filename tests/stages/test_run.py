@@ -14,6 +14,7 @@ import yaml
 
 import stages
 from richkd.base import kept
+from stages import _launch
 
 ROOT = Path(__file__).parents[2]
 LINE = "interrupted; the same command goes on"
@@ -60,7 +61,7 @@ def test_a_number_of_processes_that_is_none_is_one_line(settings, monkeypatch, v
     ],
 )
 def test_a_launcher_that_does_not_start_is_one_line(settings, monkeypatch, value, said):
-    monkeypatch.setattr(stages, "module", lambda: "stages.some")
+    monkeypatch.setattr(_launch, "module", lambda: "stages.some")
     monkeypatch.setenv("RICHKD_LAUNCH", value)
     line = ended(never, monkeypatch)
     assert line.startswith("error: RICHKD_LAUNCH is ") and said in line
