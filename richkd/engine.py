@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import psutil
 import torch
 from torch import Tensor, nn
 
-from richkd.base import distributed
+from richkd.base import distributed, memory
 from richkd.base.errors import InputError, one_line
 
 # What torch says where memory on the CPU runs out, where a size has no place in 64 bits, or where a
@@ -64,7 +63,7 @@ def free_memory(device: torch.device) -> int:
     """The free memory of the device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return memory.available()
 
 
 @contextmanager

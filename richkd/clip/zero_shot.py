@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import TypedDict
 
-from richkd.base import download
+from richkd.base import download, memory
 from richkd.base.errors import InputError, one_line
 from richkd.data.imagesets import cut_center
 from richkd.data.resident import on_device
@@ -94,6 +94,11 @@ def create_clip(
         heads=model.text_heads,
         layers=model.text_layers,
     )
+    with torch.device("meta"):  # takes no memory
+        planned = open_clip.CLIP(model.embed_dim, vision, text)
+    numbers = sum(x.numel() for x in [*planned.parameters(), *planned.buffers()])
+    # 32 bits each, and as much again for the gradient and for each of AdamW's two moments.
+    memory.check("the towers of clip.model", 16 * numbers, memory.available(), "make them smaller")
     return open_clip.CLIP(model.embed_dim, vision, text)
 
 

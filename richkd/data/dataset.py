@@ -9,7 +9,6 @@ from typing import IO, Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, FiniteFloat
 from safetensors.numpy import save_file
@@ -136,15 +135,6 @@ def undecodable(path: Path | str, error: Exception) -> InputError:
     """What to raise for an image file that cannot be decoded, for whatever reason."""
     reason = one_line(error) or type(error).__name__
     return InputError(f"{printable(path)} cannot be decoded: {reason}")
-
-
-def check_memory(what: str, needed: int, instead: str) -> None:
-    """InputError if `what` needs more bytes of memory than are free; it ends with `instead`."""
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise InputError(
-            f"{what} take {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} are free: {instead}"
-        )
 
 
 def save_split(path: Path | str, split: Split | Manifest) -> None:

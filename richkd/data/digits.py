@@ -8,8 +8,9 @@ parts. Each split is composed from its own pool of scans: no scan is in two spli
 import numpy as np
 import numpy.typing as npt
 
+from richkd.base import memory
 from richkd.base.errors import InputError
-from richkd.data.dataset import Split, check_memory
+from richkd.data.dataset import Split
 from richkd.params import Digits
 
 Scans = npt.NDArray[np.uint8]  # (n, 8, 8), all of one digit
@@ -88,7 +89,8 @@ def prepare_digits(p: Digits) -> tuple[dict[str, Split], list[str]]:
                 f"dataset has {count} {name} images: at least {len(classes)}, one a class"
             )
     # A pixel's three channels, once more while they are written.
-    check_memory("the images", 2 * 3 * 16 * 16 * sum(counts.values()), "ask for fewer in dataset")
+    needed = 2 * 3 * 16 * 16 * sum(counts.values())
+    memory.check("the images", needed, memory.available(), "ask for fewer in dataset")
     scans = pools(p.seed)
     scans["captioned"] = scans["train"]
     splits = {}

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from richkd.base import memory
 from richkd.base.checkout import locate
 from richkd.base.errors import InputError
-from richkd.data.dataset import Info, Manifest, Split, check_memory
+from richkd.data.dataset import Info, Manifest, Split
 from richkd.data.folder import in_folders, report_unreadable, scan, subfolders, wnids
 
 
@@ -50,7 +51,7 @@ def _read_arrays(images: Path, labels: Path, info: Info, shape: tuple[int, ...])
     if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
         needed = ", ".join(map(str, shape))
         raise InputError(f"{images} must be uint8 (N, {needed}), not {pixels.dtype} {pixels.shape}")
-    check_memory(f"the images of {images}", 2 * pixels.nbytes, "take fewer")
+    memory.check(f"the images of {images}", 2 * pixels.nbytes, memory.available(), "take fewer")
     whole = truth.shape == (len(pixels),) and np.issubdtype(truth.dtype, np.integer)
     if not whole or not len(truth) or truth.min() < 0 or truth.max() >= len(info.classes):
         raise InputError(

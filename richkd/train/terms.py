@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from richkd.base import memory
 from richkd.base.vectors import unit
+from richkd.engine import free_memory
 from richkd.losses import ContrastiveMemory
 from richkd.losses.terms import TERMS, loss_function
 from richkd.models import ModelOutput
@@ -82,6 +84,8 @@ class Contrast(nn.Module):
     ):
         super().__init__()
         dim = options["dim"]
+        banks = 2 * 4 * len(labels) * dim  # bytes
+        memory.check("the banks of crd", banks, free_memory(labels.device), "lower its dim")
         self.memory = ContrastiveMemory(
             len(labels),
             dim,
@@ -94,11 +98,12 @@ class Contrast(nn.Module):
         )
         self.head = nn.Linear(feature_dim, dim)
         self.embedder = teacher.embedder(dim)
-        banks = self.memory.banks.nbytes / 1e6
         kind = "shared by a batch" if self.memory.shared else "of each sample's own"
         if self.memory.every:
             kind = "all samples of other classes"
-        tqdm.write(f"CRD: banks of {banks:,.1f} MB on the {labels.device.type}, negatives {kind}")
+        tqdm.write(
+            f"CRD: banks of {banks / 1e6:,.1f} MB on the {labels.device.type}, negatives {kind}"
+        )
 
     def draw(self, batch: Batch) -> Batch:
         """The batch with its negatives."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -236,6 +237,13 @@ def test_bf16_trains(here, split, pixels):
 def test_a_loss_that_is_not_a_number_is_an_error(here, split, pixels):
     with pytest.raises(InputError, match="loss is nan"):
         fit(towers(), split, pixels, dataclasses.replace(TRAINING, lr=1e6))
+
+
+def test_towers_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**9))
+    large = dataclasses.replace(CONFIG, text_width=65_536, text_heads=1)
+    with pytest.raises(InputError, match="the towers of clip.model take .* GB of memory, 1.0"):
+        clip.create_clip(large)
 
 
 @pytest.mark.parametrize("lr", [1e30, 1e45])

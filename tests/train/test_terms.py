@@ -1,5 +1,7 @@
 """The terms under which students learn: exact as an online teacher, with gradients where due."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 from toys import crd, fused, generator, kd, table
 
 from richkd import losses, models
+from richkd.base.errors import InputError
 from richkd.classifiers import Loaded
 from richkd.losses import ContrastiveMemory
 from richkd.losses.terms import TERMS
@@ -272,6 +275,13 @@ def test_a_sample_of_the_positives_class_is_never_a_negative():
 def test_negatives_follow_from_the_generator():
     values = [contrast()(student(), batch(seed)) for seed in (3, 3, 4)]
     assert values[0] == values[1] != values[2]
+
+
+def test_banks_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**6))
+    options = crd().options | {"dim": 60_000}
+    with pytest.raises(InputError, match="the banks of crd take 0.0 GB of memory, 0.0 are free: "):
+        Contrast(6, table(), LABELS, options)
 
 
 @pytest.mark.parametrize(("negatives", "shared"), [("per_sample", False), ("shared", True)])
