@@ -12,7 +12,7 @@ from richkd.base.files import write_array
 from richkd.base.records import read_array
 from richkd.classifiers import load_classifier
 from richkd.data import imagesets
-from richkd.data.dataset import CORRUPTED, SHIFTED, load_info, load_split
+from richkd.data.dataset import CORRUPTED, SHIFTED, corrupted_shape, load_info, load_split
 from richkd.data.imagesets import Centers, Pixels
 from richkd.data.views import Preprocessing
 from richkd.evaluate.scores import corrupted_sets, limit, score, shifted_found
@@ -27,16 +27,13 @@ class Model:
         loaded = [load_classifier(path, device) for path in paths(f"models/{name}")]
         self.networks = [model for model, _ in loaded]
         self.preprocessing = loaded[0].preprocessing  # the same for every seed
-        self.device, self.batch_size, self.precision = device, batch_size, precision
+        self.device, self.how = device, (batch_size, precision)
         self.clipped = 0
 
     def logits(self, images: Pixels | Centers) -> np.ndarray:
         """float32 (seeds, N, C), finite."""
         with engine.out_of_memory("evaluate.batch_size"):
-            results = [
-                engine.predict_logits(network, images, self.batch_size, self.precision)
-                for network in self.networks
-            ]
+            results = [engine.predict_logits(x, images, *self.how) for x in self.networks]
         logits = torch.stack(results).cpu().numpy()
         self.clipped += limit(logits)
         return logits
@@ -46,17 +43,17 @@ class Model:
         how = preprocessing or self.preprocessing
         return self.logits(imagesets.for_inference(load_split(path), how, self.device))
 
-    def of_corruption(self, name: str) -> np.ndarray:
-        """The logits of a corruption's images, its severities one after another."""
-        path = CORRUPTED / f"{name}.npy"
-        if path.exists():
-            images = read_array(path, "uint8", (None, None, None, 3), "r")
+    def of_corruption(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The logits of a corruption's images, which have this shape where they are arrays."""
+        files = CORRUPTED / f"{name}.safetensors"
+        if not files.exists():
+            images = read_array(CORRUPTED / f"{name}.npy", "uint8", shape, "r")
             return self.logits(Pixels(images, self.preprocessing, self.device))
         # The files were cut before they were corrupted: they are not resized again.
         center = self.preprocessing.center
         assert center is not None  # files always have to be cut
         cut = self.preprocessing._replace(center=center._replace(resize=center.size))
-        return self.of_split(path.with_suffix(".safetensors"), cut)
+        return self.of_split(files, cut)
 
 
 def main(name: str) -> None:
@@ -76,10 +73,12 @@ def main(name: str) -> None:
         saved[f"shifted/{key}"] = model.of_split(SHIFTED / f"{key}.safetensors")
     first = distributed.rank() == 0
     seeds, count, classes = saved["test"].shape
+    test = load_split("data/test.safetensors")
+    images = corrupted_shape(test, len(severities), model.preprocessing.center)
     shape = seeds, len(names), len(severities), count, classes
     corrupted = np.empty(shape if first else 0, np.float16)
     for number, corruption in enumerate(tqdm(names, name, unit="corruption")):
-        scores = model.of_corruption(corruption)
+        scores = model.of_corruption(corruption, images)
         if first:
             # 16 bits are finest near 0: the largest logit moves there, which no softmax notices.
             scores -= scores.max(-1, keepdims=True)
@@ -91,8 +90,7 @@ def main(name: str) -> None:
         print(f"{name} diverged: {model.clipped} logits are clipped, too large or not numbers")
     for part, array in {**saved, "corrupted": corrupted}.items():
         write_array(f"predictions/{name}/{part}.npy", array)
-    labels = load_split("data/test.safetensors").labels
-    score(name, labels, names, severities, load_info("data/info.json").whole_imagenet)
+    score(name, test.labels, names, severities, load_info("data/info.json").whole_imagenet)
     print(f"predictions/{name}, metrics/evaluate/{name}.json, metrics/evaluate/{name}.csv")
 
 

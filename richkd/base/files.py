@@ -41,6 +41,18 @@ def replacing(path: Path | str) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """For a file that is written in place: an error of the system names the file.
+
+    What works on an open file alone, such as `os.pwrite`, says only what is wrong.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {_reason(error)}") from error
+
+
 def _reason(error: Exception) -> str:
     """The system's own words, for example that no space is left, where they are known.
 

@@ -137,6 +137,15 @@ def undecodable(path: Path | str, error: Exception) -> InputError:
     return InputError(f"{printable(path)} cannot be decoded: {reason}")
 
 
+def corrupted_shape(test: Split | Manifest, severities: int, cut: Any) -> tuple[int, ...]:
+    """The shape of a corruption's images where they are arrays: uint8 (severities · N, H, W, 3).
+
+    `cut` is the `richkd.data.views.Center` by which images in files are cut, else None.
+    """
+    side = test.images.shape[1:3] if isinstance(test, Split) else (cut.size, cut.size)
+    return severities * len(test.labels), *side, 3
+
+
 def save_split(path: Path | str, split: Split | Manifest) -> None:
     """Write a split as a safetensors file."""
     tensors: dict[str, Any] = split._asdict()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
-from pydantic import ConfigDict, Field, FiniteFloat, with_config
+from pydantic import Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from richkd.base.errors import InputError
@@ -53,8 +53,7 @@ class SkippedSet(TypedDict):
     skipped: str
 
 
-@with_config(ConfigDict(extra="allow"))
-class Scores(TypedDict):
+class Scores(TypedDict, extra_items=Figures):  # type: ignore[call-arg] # mypy does not know it
     """`metrics/evaluate/<name>.json`; beside these a `shifted_<set>` for each further test set."""
 
     top1: Figures

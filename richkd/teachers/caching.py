@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from richkd.base import distributed, kept
 from richkd.base.errors import InputError
-from richkd.base.files import sha256, write_array, write_json
+from richkd.base.files import sha256, write_array, write_json, writing
 from richkd.base.kept import FOLDER
 from richkd.data.imagesets import FileSet
 from richkd.data.resident import ResidentSet
@@ -197,7 +197,7 @@ class _Unfinished:
         _check_disk(self.work, self.parts)
         for part in self.parts.values():
             part.allocate()
-        with open(self.done_file, "wb") as file:
+        with writing(self.done_file), open(self.done_file, "wb") as file:
             file.write(bytes(MARK.itemsize * len(self.batches)))
             _to_disk(file)
         write_json(self.key_file, {"key": key})
@@ -225,7 +225,7 @@ class _Unfinished:
             if not (self.work / "cache.json").exists():
                 tqdm.write(f"{self.work}: {len(damaged)} batches are damaged and are done again")
                 marks[damaged] = 0
-                with open(self.done_file, "r+b") as file:
+                with writing(self.done_file), open(self.done_file, "r+b") as file:
                     file.write(marks.tobytes())
                     _to_disk(file)
                 return True
@@ -284,9 +284,10 @@ class _Unfinished:
         """Bring all rows to the disk; then mark their batches as done."""
         for part in self.parts.values():
             part.flush()
-        for number, mark in self.written:
-            os.pwrite(self.done, mark.to_bytes(MARK.itemsize, "little"), MARK.itemsize * number)
-        os.fsync(self.done)
+        with writing(self.done_file):
+            for number, mark in self.written:
+                os.pwrite(self.done, mark.to_bytes(MARK.itemsize, "little"), MARK.itemsize * number)
+            os.fsync(self.done)
         self.written.clear()
 
     def close(self) -> None:
@@ -348,7 +349,7 @@ class _Part:
         """Write the headers, and reserve the space on the disk."""
         for path, length in zip(self.paths, self.lengths):
             size = HEADER + length * self.row
-            with open(path, "wb") as file:
+            with writing(path), open(path, "wb") as file:
                 file.write(self._header(length))
                 if hasattr(os, "posix_fallocate"):  # not on macOS
                     os.posix_fallocate(file.fileno(), 0, size)
@@ -388,7 +389,8 @@ class _Part:
     def write(self, start: int, content: bytes) -> None:
         """Write rows from row `start` on; where a file ends, go on in the next one."""
         for shard, position, size in self._pieces(start, len(content) // self.row):
-            written = os.pwrite(self.files[shard], content[:size], position)
+            with writing(self.paths[shard]):
+                written = os.pwrite(self.files[shard], content[:size], position)
             if written < size:  # the disk is full, and its space could not be reserved
                 raise InputError(f"{self.paths[shard]} could not be written")
             content = content[size:]
