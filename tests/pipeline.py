@@ -73,7 +73,14 @@ def started(folder: Path, sign: str, *words: str) -> subprocess.Popen[bytes]:
     """Start a command; returns once `.resume/<sign>` is there. Its output goes to `log`."""
     with open(folder / "log", "w") as log:
         run = subprocess.Popen(
-            words, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+            words,
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # Tests that a shell runs in the background ignore Ctrl-C, and so would the command.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     while not (folder / ".resume" / sign).exists():
         assert run.poll() is None, (folder / "log").read_text()

@@ -102,7 +102,7 @@ def test_an_edited_loss_makes_its_variants_stale(clone):
 
 
 def test_an_edited_default_of_an_option_makes_its_variants_stale(clone):
-    replace(clone / "richkd/params/students.py", "warm_up: Whole = 0", "warm_up: Whole = 1")
+    replace(clone / "richkd/params/students.py", "le=10**6)] = 0", "le=10**6)] = 1")
     assert stale(clone) == {"code", "distill@*"}
 
 

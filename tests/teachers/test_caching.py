@@ -189,7 +189,9 @@ def test_a_table_whose_last_step_fails_is_not_lost(here, teacher, data, monkeypa
     build("whole", teacher, data)
     with monkeypatch.context() as patched:
         patched.setattr(caching, "write_array", full)  # the first of the last steps
-        with pytest.raises(InputError, match=r"logits-000\.npy could not be written: No space left"):
+        with pytest.raises(
+            InputError, match=r"logits-000\.npy could not be written: No space left"
+        ):
             build("x", teacher, data)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", full)  # the last one
