@@ -118,11 +118,11 @@ class Protocol:
             momentum=0.9,
             weight_decay=5e-4,
         )
-        no_validation = torch.zeros(0, 3, SIDE, SIDE), self.data.labels[:0]
+        no_images = torch.zeros(0, 3, SIDE, SIDE, device=self.data.device)
         return Run(
             student,
             make_objective(terms, student, teacher, self.labels).to(self.data.device),
-            Sources(self.data, no_validation, teacher),
+            Sources(self.data, (no_images, self.data.labels[:0]), teacher),
             Plan(training, replace(RUNTIME, **runtime), seed),
             Checkpoint(next(self.names), "") if self.checkpoints else NoCheckpoint(),
             variant,
