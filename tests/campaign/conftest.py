@@ -1,7 +1,7 @@
 """The campaign: programs that try to break the stages, with a fixed seed, some minutes in all.
 
-`pytest tests/campaign --campaign 10` tries ten times as much. docs/reliability.md says what is
-promised, and what was tried.
+`pytest tests/campaign --campaign 10` tries ten times as much, `make test-slow` a sample.
+docs/reliability.md says what is promised, and what was tried.
 """
 
 import math
@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 from campaign.forked import import_all
 from campaign.workspace import Step, run_pipeline
+
+SAMPLE = 0.3  # of the campaign, where all slow tests are run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,7 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def times(request: pytest.FixtureRequest) -> Callable[[int], int]:
     """How often something is tried: the given number, times what `--campaign` says."""
-    factor = request.config.getoption("campaign", 1)  # not known unless this folder is named
+    # pytest does not know the option unless this folder is named.
+    factor = request.config.getoption("campaign", SAMPLE)
     return lambda count: math.ceil(count * factor)
 
 
