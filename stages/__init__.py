@@ -65,3 +65,19 @@ def run(
                 main(*words)
     except (InputError, OSError) as error:
         stop(error)
+    except (MemoryError, RuntimeError) as error:
+        stop_without_memory(error)
+
+
+def stop_without_memory(error: Exception) -> None:
+    """One line where memory ran out and the work has not said which params to lower.
+
+    Raises the error again where something else is wrong.
+    """
+    from richkd.engine import out_of_memory  # imports torch, which `code` does without
+
+    try:
+        with out_of_memory("the batch sizes, runtime.seeds_at_once or the size of the data set"):
+            raise error
+    except InputError as told:
+        stop(told)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import stages
@@ -65,6 +66,35 @@ def test_a_launcher_that_does_not_start_is_one_line(settings, monkeypatch, value
     monkeypatch.setenv("RICHKD_LAUNCH", value)
     line = ended(never, monkeypatch)
     assert line.startswith("error: RICHKD_LAUNCH is ") and said in line
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+    ids=["numpy", "the allocator", "a graph"],
+)
+def test_memory_that_runs_out_anywhere_in_a_stage_is_one_line(settings, monkeypatch, error):
+    def main():
+        raise error
+
+    line = ended(main, monkeypatch, parallel=False)
+    assert line.startswith("error: out of memory: lower the batch sizes, runtime.seeds_at_once or ")
+
+
+def test_another_error_of_a_stage_keeps_its_traceback(settings, monkeypatch):
+    def main():
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(sys, "argv", ["stages/some.py"])
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        stages.run(main)
 
 
 # --- the lock -----------------------------------------------------------------------------------
