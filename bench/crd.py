@@ -92,7 +92,13 @@ class Problem:
         torch.manual_seed(seed)
         self.labels = torch.arange(sizes.samples) % sizes.classes
         memory = ContrastiveMemory(
-            sizes.samples, sizes.dim, sizes.negatives, 0.07, 0.5, self.labels, shared
+            sizes.samples,
+            sizes.dim,
+            sizes.negatives,
+            0.07,
+            0.5,
+            self.labels,
+            "shared" if shared else "per_sample",
         )
         self.memory = memory.to(device)
         student, teacher = (

@@ -147,7 +147,7 @@ def _explain(error: ValidationError) -> str:
     """What a file does not hold as it should: the first finding."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return f"is not whole: {one_line(ValueError(first['msg']))}"
+        return f"is not whole: {one_line(first['msg'])}"
     place = ".".join(str(part) for part in first["loc"]) or "its content"
-    found = one_line(ValueError(f"{place}: {first['msg']}"))
+    found = one_line(f"{place}: {first['msg']}")
     return f"is damaged or of another version of this code ({found}): run `dvc repro`"

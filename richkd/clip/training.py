@@ -10,10 +10,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+from richkd.base import memory
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
 from richkd.clip.zero_shot import ClipModel, preprocess
-from richkd.engine import autocast, divergence
+from richkd.engine import autocast, divergence, free_memory
 from richkd.params import ClipTraining
 
 CHECKPOINT_EVERY = 20  # steps
@@ -47,6 +48,9 @@ def train_clip(
     network, expected, tokens_of = clip
     pixels, labels, classes = captioned
     device = pixels.device
+    # The gradients and AdamW's two moments, each as large as the weights.
+    needed = 3 * sum(x.nbytes for x in network.parameters())
+    memory.check("gradients of clip.model", needed, free_memory(device), "make it smaller")
     images = torch.cat([preprocess(part, expected) for part in pixels.split(1000)])
     texts = [[caption.format(name) for name in classes] for caption in training.captions]
     tokens = torch.stack([tokens_of(rows) for rows in texts]).to(device)

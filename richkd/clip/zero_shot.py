@@ -97,8 +97,7 @@ def create_clip(
     with torch.device("meta"):  # takes no memory
         planned = open_clip.CLIP(model.embed_dim, vision, text)
     numbers = sum(x.numel() for x in [*planned.parameters(), *planned.buffers()])
-    # 32 bits each, and as much again for the gradient and for each of AdamW's two moments.
-    memory.check("the towers of clip.model", 16 * numbers, memory.available(), "make them smaller")
+    memory.check("the towers of clip.model", 4 * numbers, memory.available(), "make them smaller")
     return open_clip.CLIP(model.embed_dim, vision, text)
 
 

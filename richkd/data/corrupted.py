@@ -60,7 +60,7 @@ def frost_photographs(source: str) -> list[Array]:
             instead = "set corruptions.frost to the folder of a copy, or to generated"
             path = download.fetch([f"{PHOTOGRAPHS_URL}/{name}"], f"frost/{name}", checksum, instead)
         else:
-            path = Path(source, name)
+            path = locate(source, name) / name
             download.verify(path, checksum, "corruptions.frost")
         photographs.append(np.asarray(picture(path)))
     return photographs

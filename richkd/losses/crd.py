@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +45,12 @@ class ContrastiveMemory(nn.Module):
         momentum: the share of its old value that a bank row keeps, in [0, 1).
         labels: (num_samples,) integers. With labels, negatives come from other classes only;
             without labels, from all other samples.
-        shared: draw one set of negatives for the whole batch, not one for each sample. The loss has
-            the same expectation (see `draw`), and no step takes time or memory that grows with
-            num_samples. The default, None, means shared where num_samples is above SHARED_ABOVE.
-        every: draw nothing: each sample of another class is a negative, and together they count as
-            `negatives`. This loss is the expectation of the other two, so it has no sampling noise;
-            it is not the published loss.
+        kind: how negatives are drawn. `per_sample`: for each sample, as published. `shared`: one
+            set for the whole batch. The loss has the same expectation (see `draw`), and no step
+            takes time or memory that grows with num_samples. `all`: nothing is drawn. Each sample
+            of another class is a negative, and together they count as `negatives`. This loss is the
+            expectation of the other two, so it has no sampling noise. `auto`: shared where
+            num_samples is above SHARED_ABOVE, else per_sample.
 
     Raises:
         ValueError: an argument is outside its range, labels have another length, or all labels are
@@ -70,8 +70,7 @@ class ContrastiveMemory(nn.Module):
         temperature: float,
         momentum: float,
         labels: Tensor | Sequence[int] | None = None,
-        shared: bool | None = None,
-        every: bool = False,
+        kind: Literal["auto", "per_sample", "shared", "all"] = "auto",
     ):
         super().__init__()
         for name, value, least in (
@@ -87,8 +86,9 @@ class ContrastiveMemory(nn.Module):
         self.negatives = negatives
         self.temperature = temperature
         self.momentum = momentum
-        self.every = every
-        self.shared = not every and (num_samples > SHARED_ABOVE if shared is None else shared)
+        self.kind = kind
+        if kind == "auto":
+            self.kind = "shared" if num_samples > SHARED_ABOVE else "per_sample"
         self._sort_by_class(num_samples, labels)
         bound = math.sqrt(3 / dim)
         self.register_buffer("banks", torch.empty(2, num_samples, dim, dtype=torch.float32))
@@ -155,10 +155,10 @@ class ContrastiveMemory(nn.Module):
         draws for the whole batch of all processes and keeps its own part, so that the draw does not
         depend on the number of processes.
         """
-        if self.every:
+        if self.kind == "all":
             return None
         device = self.order.device
-        if self.shared:
+        if self.kind == "shared":
             return torch.randint(
                 len(self.order), (self.negatives,), generator=generator, device=device
             )

@@ -19,6 +19,12 @@ from richkd.params import Term
 from richkd.teachers.teacher import Teacher
 from richkd.train.objective import Batch, Objective
 
+NEGATIVES = {
+    "per_sample": "of each sample's own",
+    "shared": "shared by a batch",
+    "all": "all samples of other classes",
+}
+
 
 def parts_needed(variant: Mapping[str, Term]) -> list[str]:
     """The parts of a teacher that a variant's terms ask for: some of logits, features, maps."""
@@ -93,16 +99,13 @@ class Contrast(nn.Module):
             options["temperature"],
             options["momentum"],
             labels,
-            shared={"per_sample": False, "shared": True}.get(options["negatives"]),
-            every=options["negatives"] == "all",
+            options["negatives"],
         )
         self.head = nn.Linear(feature_dim, dim)
         self.embedder = teacher.embedder(dim)
-        kind = "shared by a batch" if self.memory.shared else "of each sample's own"
-        if self.memory.every:
-            kind = "all samples of other classes"
         tqdm.write(
-            f"CRD: banks of {banks / 1e6:,.1f} MB on the {labels.device.type}, negatives {kind}"
+            f"CRD: banks of {banks / 1e6:,.1f} MB on the {labels.device.type}, negatives "
+            f"{NEGATIVES[self.memory.kind]}"
         )
 
     def draw(self, batch: Batch) -> Batch:

@@ -246,6 +246,15 @@ def test_towers_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
         clip.create_clip(large)
 
 
+def test_gradients_that_do_not_fit_are_refused_before_the_training(
+    here, split, pixels, monkeypatch
+):
+    network = towers()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**6))
+    with pytest.raises(InputError, match="gradients of clip.model take .* GB of memory, 0.0 are "):
+        fit(network, split, pixels, TRAINING)
+
+
 @pytest.mark.parametrize("lr", [1e30, 1e45])
 def test_a_clip_that_the_last_step_broke_is_an_error_and_not_saved(here, split, pixels, lr):
     broken = dataclasses.replace(TRAINING, steps=1)

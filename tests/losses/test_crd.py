@@ -152,10 +152,10 @@ def test_autocast_leaves_the_loss_in_the_banks_precision():
     assert loss.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [{"shared": False}, {"shared": True}, {"every": True}])
+@pytest.mark.parametrize("kind", ["per_sample", "shared", "all"])
 def test_forward_reads_no_value_back_from_the_device(kind):
     # Tensors of the meta device have no values: any .item() or `if` on one raises.
-    memory = ContrastiveMemory(50, 4, 7, 0.1, 0.5, torch.arange(50) % 5, **kind).to("meta")
+    memory = ContrastiveMemory(50, 4, 7, 0.1, 0.5, torch.arange(50) % 5, kind).to("meta")
     student = torch.empty(3, 4, device="meta", requires_grad=True)
     teacher = torch.empty(3, 4, device="meta")
     positive = torch.empty(3, dtype=torch.int64, device="meta")
@@ -208,7 +208,7 @@ def test_draw_repeats_with_its_generator():
 
 
 def test_a_shared_set_is_uniform_over_all_samples_and_repeats_with_its_generator():
-    memory = ContrastiveMemory(10, 2, 20_000, 0.1, 0.5, [0] * 9 + [1], shared=True)
+    memory = ContrastiveMemory(10, 2, 20_000, 0.1, 0.5, [0] * 9 + [1], "shared")
     drawn = memory.draw(torch.arange(3), generator(0))
     assert drawn.shape == (20_000,) and drawn.dtype == torch.int64
     assert chisquare(drawn.bincount(minlength=10)).pvalue > 1e-4
@@ -250,7 +250,7 @@ def test_all_negatives_give_what_shared_and_own_ones_estimate(labels):
     exact = torch.autograd.grad(expected, embeddings)
     exact = torch.cat([expected.detach().view(1), *(x.flatten() for x in exact)])
     torch.manual_seed(0)
-    memory = ContrastiveMemory(samples, 5, negatives, temperature, 0.5, labels, every=True).double()
+    memory = ContrastiveMemory(samples, 5, negatives, temperature, 0.5, labels, "all").double()
     memory.student_normaliser.fill_(60.0)
     memory.teacher_normaliser.fill_(50.0)
     loss = memory.contrast(*embeddings, positive, memory.draw(positive))
@@ -270,7 +270,7 @@ def test_a_shared_set_equals_a_plain_reference(batch, negatives, seed):
     draw = generator(seed)
     labels = torch.randint(3, (12,), generator=draw)
     labels[:3] = torch.arange(3)
-    memory = ContrastiveMemory(12, 4, negatives, 0.2, 0.5, labels, shared=True).double()
+    memory = ContrastiveMemory(12, 4, negatives, 0.2, 0.5, labels, "shared").double()
     embeddings = [unit(batch, 4, seed=2 * seed + side).requires_grad_() for side in (0, 1)]
     positive = torch.randperm(12, generator=draw)[:batch]
     chosen = memory.draw(positive, draw)
@@ -297,13 +297,13 @@ def test_a_shared_set_equals_a_plain_reference(batch, negatives, seed):
 
 
 def test_large_banks_share_by_default():
-    for samples, shared in ((200_000, False), (200_001, True)):
-        assert ContrastiveMemory(samples, 1, 2, 0.1, 0.5).shared is shared
-    assert not ContrastiveMemory(200_001, 1, 2, 0.1, 0.5, shared=False).shared
+    for samples, kind in ((200_000, "per_sample"), (200_001, "shared")):
+        assert ContrastiveMemory(samples, 1, 2, 0.1, 0.5).kind == kind
+    assert ContrastiveMemory(200_001, 1, 2, 0.1, 0.5, kind="per_sample").kind == "per_sample"
 
 
 def test_a_set_all_of_a_samples_class_leaves_its_positive_alone():
-    memory = ContrastiveMemory(6, 4, 3, 0.1, 0.5, [0, 0, 0, 0, 0, 1], shared=True)
+    memory = ContrastiveMemory(6, 4, 3, 0.1, 0.5, [0, 0, 0, 0, 0, 1], "shared")
     student, teacher = unit(1, 4).float().requires_grad_(), unit(1, 4, seed=1).float()
     loss = memory(student, teacher, torch.tensor([0]), torch.tensor([1, 2, 2]))
     loss.backward()
@@ -315,7 +315,7 @@ def test_a_set_all_of_a_samples_class_leaves_its_positive_alone():
 
 def test_all_negatives_by_hand_and_the_normaliser_of_their_first_batch():
     """Four samples, each of a class of its own but two; every score is 0, so exp(score) is 1."""
-    memory = ContrastiveMemory(4, 2, 6, 0.5, 0.5, [0, 0, 1, 2], every=True).double()
+    memory = ContrastiveMemory(4, 2, 6, 0.5, 0.5, [0, 0, 1, 2], "all").double()
     memory.banks.copy_(torch.tensor([1.0, 0.0]).expand(2, 4, 2))
     student = torch.tensor([[0.0, 1.0]] * 2, dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([[0.0, -1.0]] * 2, dtype=torch.float64, requires_grad=True)
@@ -334,8 +334,7 @@ def test_all_negatives_by_hand_and_the_normaliser_of_their_first_batch():
 
 
 def test_all_negatives_need_no_generator_and_move_the_banks():
-    memory = ContrastiveMemory(9, 4, 3, 0.1, 0.5, torch.arange(9) % 3, shared=True, every=True)
-    assert not memory.shared
+    memory = ContrastiveMemory(9, 4, 3, 0.1, 0.5, torch.arange(9) % 3, "all")
     student, teacher = unit(2, 4).float(), unit(2, 4, seed=1).float()
     before, state = memory.banks.clone(), torch.get_rng_state()
     memory(student, teacher, torch.tensor([0, 4]))

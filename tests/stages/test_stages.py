@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -245,6 +246,17 @@ def test_frost_of_photographs_in_a_folder(photographs, capsys):
     np.testing.assert_array_equal(np.load(CORRUPTED / "frost.npy"), frosted(given))
     assert (CORRUPTED / "frost.txt").read_text() == "the benchmark's photographs\n"
     assert "frost: the benchmark's photographs\n" in capsys.readouterr().out
+
+
+def test_photographs_are_found_from_a_temporary_copy(photographs, monkeypatch):
+    """As `dvc exp run --temp` makes one: without the files that git does not know."""
+    copy = Path(".dvc/tmp/exps/temporary")
+    shutil.copytree("data", copy / "data")
+    assert photographs.name == "ice"
+    monkeypatch.chdir(copy)
+    write(corruptions=FROST | {"frost": "ice"})
+    stages.corrupt.main()
+    assert (CORRUPTED / "frost.txt").read_text() == "the benchmark's photographs\n"
 
 
 def test_frost_of_textures_needs_no_photographs(folder, capsys):

@@ -284,11 +284,13 @@ def test_banks_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
         Contrast(6, table(), LABELS, options)
 
 
-@pytest.mark.parametrize(("negatives", "shared"), [("per_sample", False), ("shared", True)])
-def test_how_negatives_are_drawn_is_an_option(negatives, shared):
-    options = crd(negatives=negatives).options
-    assert Contrast(6, table(), torch.arange(22) % 4, options).memory.shared is shared
-    assert isinstance(contrast().memory, ContrastiveMemory) and not contrast().memory.shared
+@pytest.mark.parametrize(
+    ("negatives", "kind"),
+    [("auto", "per_sample"), ("per_sample", "per_sample"), ("shared", "shared"), ("all", "all")],
+)
+def test_how_negatives_are_drawn_is_an_option(negatives, kind):
+    memory = Contrast(6, table(), torch.arange(22) % 4, crd(negatives=negatives).options).memory
+    assert isinstance(memory, ContrastiveMemory) and memory.kind == kind
 
 
 # --- objectives ---------------------------------------------------------------------------------
