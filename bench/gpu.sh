@@ -36,7 +36,7 @@ attempt 90 tests python3 -m pytest -q -m cuda -p no:cacheprovider \
     tests/clip tests/data tests/teachers tests/train
 attempt 40 parts python3 -m bench.parts
 attempt 90 step python3 -m bench.step
-attempt 120 epoch python3 -m bench.epoch
+attempt 180 epoch python3 -m bench.epoch
 attempt 60 cache python3 -m bench.cache
 attempt 50 towers python3 -m bench.towers
 attempt 30 crd python3 -m bench.crd

@@ -4,9 +4,9 @@ from pathlib import Path
 
 
 def locate(path: Path | str, holds: str = "") -> Path:
-    """Where a path of the user's leads, which params.yaml or a record has.
+    """The place that a path in params.yaml, or in a record, leads to.
 
-    holds: something in the folder `path`, where there may be another folder of that name.
+    holds: a file that the folder `path` must hold. A folder of that name without it is another one.
 
     `dvc exp run --temp` and `--queue` run in a copy of the tracked files, `.dvc/tmp/exps/<name>`. A
     relative path to something that the copy does not have leads from the checkout it was made of.

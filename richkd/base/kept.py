@@ -1,4 +1,4 @@
-"""The folder `.resume`: locks of stages, and what finished stages could be written again from.
+"""The folder `.resume`: locks of stages, and what the outputs of finished ones can be made from.
 
 A stage is finished before DVC has recorded its outputs in `dvc.lock`. If DVC is killed between, it
 runs the stage again. So a finished stage keeps its checkpoints or its table here, and says in a

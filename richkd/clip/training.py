@@ -95,7 +95,7 @@ def train_clip(
 
 @torch.inference_mode()
 def _finite(network: nn.Module, images: Tensor, tokens: Tensor) -> bool:
-    """Whether what the network gives is finite: weights that are finite, but huge, do not."""
+    """Whether the features are finite. Finite weights can be so large that features are not."""
     network.eval()
     outputs = network(images, tokens)
     network.train()

@@ -254,7 +254,7 @@ class _Pairs(NamedTuple):
     """The bank rows that each embedding of a batch is scored against."""
 
     positive: Tensor  # (batch,) int64
-    number: int  # as how many the negatives of a sample count
+    number: int  # all negatives of a sample together count as so many
     rows: Tensor | None = None  # (n,) int64 of the negatives; None for the whole bank
     drawn: Tensor | None = None  # (batch, n) int64: each sample's own of these
     excluded: Tensor | None = None  # else (batch, n) bool: of the sample's own class

@@ -300,7 +300,7 @@ class Run:
         due = (epoch + 1) % max(1, epochs // VALIDATIONS) == 0 or epoch + 1 == epochs
         images, labels = self.validation
         if due:
-            # Weights that are finite, but huge, give answers that are not.
+            # Finite weights can be so large that the logits are not finite.
             probed = images if len(labels) else _any_image(images)
             logits, _ = predict(self.model, probed, 100, self.runtime.precision)
             self._refuse(None if logits.isfinite().all() else "the logits are not finite")
