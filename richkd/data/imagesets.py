@@ -115,7 +115,7 @@ class FileSet:
         self.readers = ThreadPoolExecutor(threads or max(1, cpus() // processes))
         self.assembler = ThreadPoolExecutor(1)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # How many files the GPU could not decode in this epoch, and the last number that was printed.
+        # How many files the GPU could not decode in this epoch; the last number that was printed.
         self.refused = self.refused_before = 0
         # The memory of `batch`, as large as the largest batch so far.
         self.pixels = torch.empty(0, 3, self.center.size, self.center.size, device=device)
