@@ -2,9 +2,14 @@
 
 The same input gives the same bytes: no dates, and ids hashed with a fixed salt. Figures are made
 without pyplot, so they need no display and leave no state behind.
+
+An SVG is an element of the page: its text is text, and the colours that `DARK` has another one for
+are variables of the page, so that one drawing is legible on the light page and on the dark one.
 """
 
+import hashlib
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -25,9 +30,15 @@ COLOR_CYCLE = (
     "#000000", "#56b4e9", "#cc79a7", "#d55e00",
     "#332288", "#999933", "#882255", "#ddcc77", "#117733", "#aa4499", "#44aa99", "#cc6677",
 )  # fmt: skip
+# Colours that could not be seen on the dark page, and what they are there.
+DARK = {
+    "#000000": "#e8e8e8", "#ffffff": "#16181b", "#dddddd": "#3a3f45",
+    "#332288": "#8a7cf0", "#882255": "#d8487f", "#117733": "#5cb85c",
+}  # fmt: skip
 MIN_BIN_IMAGES = 10  # bins of a reliability diagram with fewer images are not drawn
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "richkd",
+    "svg.fonttype": "none",
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,6 +49,11 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 7,
 }
+# Above the axes, where no line crosses it.
+LEGEND: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0, "ncols": 4,
+    "handlelength": 1, "columnspacing": 1,
+}  # fmt: skip
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
@@ -52,7 +68,7 @@ def colors(names: Iterable[str]) -> dict[str, str]:
 @matplotlib.rc_context(STYLE)
 def fusion_curve(
     curve: pd.DataFrame, column: str, alpha: float, values: Mapping[str, float], label: str
-) -> bytes:
+) -> str:
     """SVG of one column of `curve` over its `alpha`.
 
     `values` has the column's value for each of teacher and clip, drawn as lines, and for fused,
@@ -65,7 +81,7 @@ def fusion_curve(
 
 
 @matplotlib.rc_context(STYLE)
-def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -> bytes:
+def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -> str:
     """SVG of the loss terms over epochs; above them the validation accuracy, if there is any.
 
     A thin line is a seed, the thick one their mean. `color` is the validation accuracy's,
@@ -90,7 +106,7 @@ def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -
 
 
 @matplotlib.rc_context(STYLE | {"font.size": 10})  # shown small
-def reliability(curves: pd.DataFrame, color: str) -> bytes:
+def reliability(curves: pd.DataFrame, color: str) -> str:
     """SVG of accuracy against confidence: clean solid, corrupted dashed.
 
     The runs' bins are pooled. Bins of fewer than MIN_BIN_IMAGES images are left out, as noise.
@@ -213,11 +229,18 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure) -> bytes:
-    return _save(figure, "svg", {"Date": None, "Creator": None})
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element, without a background, for a page that sets DARK's colours."""
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    svg = _save(figure, "svg", metadata, transparent=True).decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub("|".join(DARK), lambda color: f"var(--{color[0][1:]})", svg)
+    # The page has several SVGs, and each id once.
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
 
 
-def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+def _save(figure: Figure, kind: str, metadata: dict[str, None], **options: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=metadata)
+    figure.savefig(buffer, format=kind, metadata=metadata, **options)
     return buffer.getvalue()
