@@ -33,6 +33,8 @@ from richkd.evaluate.summary import (
     Fusion,
     Shown,
     Summary,
+    Values,
+    best_students,
     choose_shown,
     findings,
     mean_and_sd,
@@ -150,19 +152,12 @@ def explain(variant: Variant) -> str:
 
 
 def _results(summary: Summary) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """A row a model: its cells, and whether each is the best student's."""
-    students = [model for model in summary if model not in TEACHERS]
-    best = {}
-    for metric in shown_metrics(summary):
-        values = [summary[student][metric] for student in students]
-        best[metric] = max(values) if COLUMNS[metric].more_is_better else min(values)
+    """A row a model: its cells, and whether each is in bold, as `best_students` says."""
+    best = {metric: best_students(summary, metric) for metric in shown_metrics(summary)}
     return [
         (
             model,
-            [
-                (mean_and_sd(values, metric), model in students and values[metric] == best[metric])
-                for metric in best
-            ],
+            [(mean_and_sd(values[metric], metric), model in best[metric]) for metric in best],
         )
         for model, values in summary.items()
     ]
@@ -225,7 +220,7 @@ def _shifted(summary: Summary) -> dict[str, Any]:
     sets = shifted_sets()
     rows = []
     for name in shifted_found():
-        cells = [mean_and_sd(values, f"shifted_{name}") for values in summary.values()]
+        cells = [mean_and_sd(values[f"shifted_{name}"], "top1") for values in summary.values()]
         rows.append((name, sets[name]["images"], len(sets[name]["classes"]), cells))
     return {
         "models": [label(model) for model in summary],
@@ -285,12 +280,12 @@ def _trainings(
         svg = plots.training(curves, color[model], {term: term_color[term] for term in terms})
         last = ""
         if "validation_accuracy" in summary[model]:
-            last = mean_and_sd(summary[model], "validation_accuracy")
+            last = mean_and_sd(summary[model]["validation_accuracy"], "top1")
         figures.append((model, svg_uri(svg), last))
     return figures
 
 
-def _calibrations(summary: Summary) -> list[tuple[str, str, dict[str, float]]]:
+def _calibrations(summary: Summary) -> list[tuple[str, str, dict[str, Values]]]:
     """For each model its reliability diagram and its numbers."""
     color = plots.colors(summary)
     figures = []
