@@ -214,9 +214,7 @@ def _test_accuracies(
             percents.mean(), row, xerr=error, fmt="o", color=color[model], capsize=3, markersize=6
         )
         if several:
-            axes.plot(
-                percents, [row + 0.25] * len(percents), "|", color=color[model], markersize=5
-            )
+            axes.plot(percents, [row + 0.25] * len(percents), "|", color=color[model], markersize=5)
     axes.set_yticks(range(len(runs)), [labels[model] for model in runs])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

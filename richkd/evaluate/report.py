@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -40,6 +40,7 @@ from richkd.evaluate.summary import (
     compare,
     differences,
     findings,
+    meaning_of_shown,
     signed,
 )
 from richkd.model_records import ModelRecord, paths
@@ -121,7 +122,8 @@ def render(settings: SimpleNamespace, summary: Summary, params_text: str) -> str
         results=_results(summary),
         baseline=baseline,
         differences=_differences(summary, baseline),
-        findings=findings(summary, baseline if variants else None, info.name),
+        meaning_of_bold=meaning_of_shown(len(settings.distill.seeds)),
+        findings=findings(summary, best.student, info.name),
         corrupted=corruption_tables(list(summary), best)
         if "corrupted_top1" in summary["teacher"]
         else None,
@@ -322,7 +324,9 @@ def _trainings(
     """For each model its figure, and its last validation accuracy if there is one."""
     color = plots.colors(summary)
     # Over all models, so that a loss has one colour in every figure.
-    term_color = plots.colors(term for table in curves.values() for term in table if term not in CURVES)
+    term_color = plots.colors(
+        term for table in curves.values() for term in table if term not in CURVES
+    )
     figures = []
     for model, table in curves.items():
         colors = {term: term_color[term] for term in table if term not in CURVES}
@@ -333,14 +337,13 @@ def _trainings(
     return figures
 
 
-def _calibrations(summary: Summary) -> list[tuple[str, Markup, dict[str, float]]]:
+def _calibrations(summary: Summary) -> list[tuple[str, Markup, dict[str, Values]]]:
     """For each model its reliability diagram and its numbers."""
     color = plots.colors(summary)
     figures = []
     for model, values in summary.items():
         curves = read_csv(f"metrics/calibrate/{model}.csv", BIN_COLUMNS)
-        means = {metric: found.mean for metric, found in values.items()}
-        figures.append((model, Markup(plots.reliability(curves, color[model])), means))
+        figures.append((model, Markup(plots.reliability(curves, color[model])), values))
     return figures
 
 

@@ -34,7 +34,9 @@ def test_changes_of_the_paths_alone_count(checkout):
 
 
 @pytest.mark.parametrize("why", ["no repository", "of another project", "no commit", "no git"])
-def test_without_a_commit_of_the_project_there_is_none(why, checkout, tmp_path_factory, monkeypatch):
+def test_without_a_commit_of_the_project_there_is_none(
+    why, checkout, tmp_path_factory, monkeypatch
+):
     folder = checkout
     if why == "of another project":
         folder = checkout / "unpacked"
