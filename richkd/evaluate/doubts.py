@@ -20,7 +20,7 @@ def at_chance(accuracies: Mapping[str, Mapping[str, float]], labels: np.ndarray)
     chance = np.bincount(labels).max() / len(labels)
     bound = chance + ERRORS * sqrt(chance * (1 - chance) / len(labels))
     return [
-        f"{model} is at chance: its accuracy is {_percent(accuracy)} with {seed}. To always answer "
+        f"{model} is at chance: its accuracy is {_percent(accuracy)} ({seed}). To always answer "
         f"the most frequent class gives {_percent(chance)}, and {ERRORS} binomial standard "
         f"deviations more are {_percent(bound)}."
         for model, by_seed in accuracies.items()

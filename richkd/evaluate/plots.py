@@ -82,7 +82,7 @@ def fusion(curve: pd.DataFrame, choices: pd.DataFrame) -> str:
     _over_alpha(top, curve, choices, "accuracy", 100)
     _over_alpha(bottom, curve, choices, "nll_tempered")
     top.set(ylabel="accuracy, %", xlabel="")
-    bottom.set(ylabel="NLL at the best temperature, nats")
+    bottom.set(ylabel="NLL, nats")
     top.legend(**LEGEND | {"ncols": 3})
     return _svg(figure)
 
@@ -96,11 +96,15 @@ def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -
     """
     # Validation runs every few epochs; the rows of other epochs have no value.
     validation = curves.dropna(subset="validation_accuracy")
-    height = 2.3 if validation.empty else 3.8
+    height = 2.3 if validation.empty else 3.9
     figure = Figure(figsize=(3.5, height))
     *top, bottom = figure.subplots(1 if validation.empty else 2, sharex=True, squeeze=False)[:, 0]
     figure.subplots_adjust(
-        left=0.17, right=0.97, top=1 - 0.3 / height, bottom=0.43 / height, hspace=0.12
+        left=0.17,
+        right=0.97,
+        top=1 - (0.3 if validation.empty else 0.1) / height,
+        bottom=0.43 / height,
+        hspace=0.25,
     )
     for axes in top:
         _seeds_and_mean(axes, validation, "validation_accuracy", color, 100)
@@ -108,7 +112,7 @@ def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -
     for term, term_color in term_colors.items():
         _seeds_and_mean(bottom, curves, term, term_color)
     bottom.set(yscale="log", ylabel="loss terms", xlabel="epoch")
-    (top or [bottom])[0].legend(*bottom.get_legend_handles_labels(), **LEGEND)
+    bottom.legend(**LEGEND)
     return _svg(figure)
 
 
@@ -219,7 +223,7 @@ def _test_accuracies(
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     several = any(len(accuracies) > 1 for accuracies in runs.values())
-    title = "Test accuracy" + (", mean ± standard error and each seed" if several else "")
+    title = "Test accuracy" + (", mean ± standard error" if several else "")
     axes.set(xlabel="%", title=title)
 
 

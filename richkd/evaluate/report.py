@@ -198,9 +198,10 @@ def explain(variant: Variant) -> str:
 def mixture(fusion: SimpleNamespace, choices: pd.DataFrame) -> dict[str, Any]:
     """The alpha and lambda of the fused teacher, and for each how it was chosen.
 
-    `fusion` has `alpha` and `lam` as in params.yaml. `choices` as in CHOICE_COLUMNS.
+    `fusion` has `alpha` and `lam` as in params.yaml. `choices` as in CHOICE_COLUMNS. Without
+    validation images it is empty, nothing is aligned, and both are numbers.
     """
-    alpha, how, align = fusion.alpha, "as given in params.yaml", fusion.align
+    alpha, how, align = fusion.alpha, "as given in params.yaml", "none"
     if not choices.empty:
         used = choices[choices.shipped].iloc[0]
         alpha, align = float(used.alpha), used["align"]
