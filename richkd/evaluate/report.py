@@ -68,7 +68,7 @@ BIN_COLUMNS = dict.fromkeys(("lo", "hi", "confidence", "accuracy"), FiniteFloat)
 
 
 # The metrics of the table of choices.
-CHOICE_METRICS = {
+CHOICE_TABLE = {
     "accuracy": Column("accuracy, %", 100, 1, True),
     "nll": Column("NLL, nats", 1, 3, False),
     "nll_tempered": Column("NLL at the best temperature", 1, 3, False),
@@ -281,7 +281,7 @@ def _before_training(choices: pd.DataFrame) -> dict[str, Any]:
         "teachers": {name: fusion[name] for name in TEACHERS},
         "figure": Markup(plots.fusion(curve, choices)),
         "choices": [_choice(row) for row in choices.to_dict("records")],
-        "metrics": list(CHOICE_METRICS.values()),
+        "metrics": list(CHOICE_TABLE.values()),
         "prompts": _prompts(),
     }
 
@@ -289,7 +289,7 @@ def _before_training(choices: pd.DataFrame) -> dict[str, Any]:
 def _choice(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the table of choices: each number, and its gain with the interval of the gain."""
     cells = []
-    for metric, column in CHOICE_METRICS.items():
+    for metric, column in CHOICE_TABLE.items():
         value, *gains = (
             column.scale * row[f"{metric}{end}"] for end in ("", "_gain", "_gain_low", "_gain_high")
         )

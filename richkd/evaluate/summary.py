@@ -129,16 +129,15 @@ ALPHA_COLUMNS = {
 # The columns of `metrics/fusion/choices.csv`: a row for each way to choose the fused teacher,
 # measured on the validation images. Both files are empty where there are no such images.
 # - `align`: as above. `chosen`: how alpha was chosen. `given` is the number in params.yaml, or the
-#   paper's 0.7 where `fusion.alpha` is auto; `auto` the alpha of the lowest NLL at the mixture's best
-#   temperature; `per class` an alpha a class, whose rows are there only where they win on images
-#   that they were not fitted on.
+#   paper's 0.7 where `fusion.alpha` is auto; `auto` the alpha of the lowest NLL at the mixture's
+#   best temperature; `per class` an alpha a class, whose row is there only where that wins on
+#   images that it was not fitted on.
 # - `alpha`: the alpha, `per class` the common one. `alpha_low` and `alpha_high`: the middle 95 % of
 #   the choices on bootstrap draws of the images, for `auto` alone.
 # - `temperature`: the best one of the mixture, and `nll_tempered`: the NLL there; empty if none is.
-# - For accuracy, nll, nll_tempered, ece and confident_wrong: the value, and in `<metric>_gain`,
-#   `_gain_low` and `_gain_high` its difference to the first row, align none and alpha given, with
-#   the 95 % interval of the difference on bootstrap draws of the images. More accuracy is better, less
-#   of all else.
+# - For each of CHOICE_METRICS: the value, and in `<metric>_gain`, `_gain_low` and `_gain_high` its
+#   difference to the first row, align none and alpha given, with the 95 % interval of that
+#   difference on bootstrap draws of the images. More accuracy is better, and less of all else.
 # - `shipped`: true for the one row that the students learn from.
 CHOICE_METRICS = ("accuracy", "nll", "nll_tempered", "ece", "confident_wrong")
 CHOICE_COLUMNS = {
