@@ -4,16 +4,15 @@ from pathlib import Path
 
 from richkd import params
 from richkd.base.files import replacing, write_json
-from richkd.base.records import read_csv, read_json
+from richkd.base.records import read_csv
 from richkd.data.dataset import load_info, load_split
 from richkd.evaluate import plots, report
 from richkd.evaluate.scores import class_table
 from richkd.evaluate.summary import (
     ALONE,
     ALPHA_COLUMNS,
+    CHOICE_COLUMNS,
     TEACHERS,
-    Empty,
-    Fusion,
     headline,
     read_summary,
     results_table,
@@ -30,12 +29,11 @@ def main() -> None:
     models = [*TEACHERS, ALONE, *settings.distill.variants]
     summary = read_summary(models)
     page = report.render(settings, summary, Path("params.yaml").read_text())
-    fusion = read_json("metrics/fusion.json", Fusion | Empty)
     curve = read_csv("metrics/fusion/alpha.csv", ALPHA_COLUMNS)
-    validation = {model: fusion[model]["accuracy"] for model in TEACHERS if fusion}
+    choices = read_csv("metrics/fusion/choices.csv", CHOICE_COLUMNS)
     labels = {model: report.label(model) for model in models}
     accuracies = {model: list(summary[model]["top1"].by_seed.values()) for model in models}
-    picture = plots.overview(curve, settings.fusion.alpha, validation, accuracies, labels)
+    picture = plots.overview(curve, choices, accuracies, labels)
 
     test_labels = load_split("data/test.safetensors").labels
     tables = {

@@ -39,6 +39,7 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
+LARGEST = 1e37  # logits of a larger size are clipped
 ALEXNET_CLEAN = 1 - 0.56522  # on ImageNet's own validation images, of torchvision's weights
 
 
@@ -120,7 +121,7 @@ def shifted_found() -> list[str]:
     return [name for name, found in shifted_sets().items() if "images" in found]
 
 
-def limit(logits: np.ndarray, largest: float = 1e37) -> int:
+def limit(logits: np.ndarray, largest: float = LARGEST) -> int:
     """Clip logits to [-largest, largest], in place; NaN becomes -largest, the last of all answers.
 
     Returns how many logits were changed. The difference of two logits of up to 1e37 is still a

@@ -5,7 +5,7 @@ params.yaml no longer names may still be there; only the files of the models ask
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import pandas as pd
 from pydantic import ConfigDict, Field, FiniteFloat, with_config
@@ -16,7 +16,6 @@ from richkd.base.errors import InputError
 from richkd.base.records import read_json
 from richkd.evaluate.scores import Scores, agreements
 from richkd.evaluate.seeds import Difference, Figures, Metrics, paired
-from richkd.params.students import Variant
 
 TEACHERS = ("teacher", "clip", "fused")
 ALONE = "ce"  # the student trained on labels alone, which every experiment has
@@ -118,8 +117,40 @@ class Cached(TypedDict):
     single_prompt_accuracy: Figures
 
 
-# The columns of `metrics/fusion/alpha.csv`.
-ALPHA_COLUMNS = dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat)
+# The columns of `metrics/fusion/alpha.csv`: for each alignment of both teachers' logits, none,
+# temperature or standardize, a row for each alpha of `fusion.grid`. An alignment that is not
+# possible has no rows. `nll_tempered` is the NLL at the mixture's own best temperature, and empty
+# where there is none.
+ALPHA_COLUMNS = {
+    "align": Literal["none", "temperature", "standardize"],
+    **dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat),
+    "nll_tempered": float,
+}
+# The columns of `metrics/fusion/choices.csv`: a row for each way to choose the fused teacher,
+# measured on the validation images. Both files are empty where there are no such images.
+# - `align`: as above. `chosen`: how alpha was chosen. `given` is the number in params.yaml, or the
+#   paper's 0.7 where `fusion.alpha` is auto; `auto` the alpha of the lowest NLL at the mixture's
+#   best temperature; `per class` an alpha a class, whose row is there only where that wins on
+#   images that it was not fitted on.
+# - `alpha`: the alpha, `per class` the common one. `alpha_low` and `alpha_high`: the middle 95 % of
+#   the choices on bootstrap draws of the images, for `auto` alone.
+# - `temperature`: the best one of the mixture, and `nll_tempered`: the NLL there; empty if none is.
+# - For each of CHOICE_METRICS: the value, and in `<metric>_gain`, `_gain_low` and `_gain_high` its
+#   difference to the first row, align none and alpha given, with the 95 % interval of that
+#   difference on bootstrap draws of the images. More accuracy is better, and less of all else.
+# - `shipped`: true for the one row that the students learn from.
+CHOICE_METRICS = ("accuracy", "nll", "nll_tempered", "ece", "confident_wrong")
+CHOICE_COLUMNS = {
+    "align": Literal["none", "temperature", "standardize"],
+    "chosen": Literal["given", "auto", "per class"],
+    **dict.fromkeys(("alpha", "alpha_low", "alpha_high", "temperature"), float),
+    **{
+        f"{metric}{end}": float
+        for metric in CHOICE_METRICS
+        for end in ("", "_gain", "_gain_low", "_gain_high")
+    },
+    "shipped": bool,
+}
 Empty = Annotated[dict[str, Any], Field(max_length=0)]  # where there are no validation images
 
 
@@ -260,91 +291,24 @@ def best_students(summary: Summary, metric: str) -> set[str]:
     }
 
 
-# --- which student is shown ---------------------------------------------------------------------
-
-
-class Shown(NamedTuple):
-    """The student that the report shows in detail, and the student to compare with.
-
-    Without variants there is `ce` alone: no reference, and the reason is empty.
-    """
-
-    student: str
-    reference: str | None
-    reason: str  # a sentence: why this student
-
-
-def choose_shown(summary: Summary, variants: Mapping[str, Variant]) -> Shown:
-    """Choose by validation accuracy, so that the test images do not decide.
-
-    The reference is the first variant under the teacher `teacher`, else `ce`. The student shown is
-    one under the fused teacher; where there is none, any variant but the reference. Where the
-    reference is the only variant, it is shown itself, and `ce` is the reference.
-    """
-    if not variants:
-        return Shown(ALONE, None, "")
-    under_teacher = [name for name, variant in variants.items() if variant.teacher == "teacher"]
-    reference = under_teacher[0] if under_teacher else ALONE
-    candidates = [name for name, variant in variants.items() if variant.teacher == "fused"]
-    group = "students under the fused teacher"
-    if not candidates:
-        candidates = [name for name in variants if name != reference]
-        group = f"variants other than {reference}" if under_teacher else "variants"
-    if not candidates:
-        return Shown(reference, ALONE, f"{reference} is shown since it is the only variant.")
-    if "validation_accuracy" not in summary[ALONE]:
-        student = candidates[-1]
-        reason = (
-            f"{student} is shown since it is the last of the {group} in distill.variants; "
-            "it was not chosen on test images."
-        )
-    else:
-        student = best_student(summary, candidates, "validation_accuracy")
-        reason = f"{student} is shown since it has the highest validation accuracy of the {group}."
-    return Shown(student, reference, reason)
-
-
-def best_student(summary: Summary, students: Sequence[str], metric: str) -> str:
-    """The student of the largest mean; the first of equals."""
-    return max(students, key=lambda student: summary[student][metric].mean)
-
-
 # --- sentences ----------------------------------------------------------------------------------
 
 
-def findings(summary: Summary, reference: str | None, dataset: str) -> list[str]:
+def findings(summary: Summary, best: str, dataset: str) -> list[str]:
     """What the numbers say, whichever way they fall; accuracies on test images.
 
-    Every variant is compared with `reference`, a student. Without a reference `ce` is the only
-    student, and no students are compared.
+    `best` is the best student, as chosen without the test images.
     """
-    students = [model for model in summary if model not in TEACHERS]
-    best = best_student(summary, students, "top1")
-    sentences = [_fused_and_parts(summary)]
-    if reference is not None:
-        others = [student for student in students if student not in (ALONE, reference)]
-        comparisons = [_comparison(summary, student, reference) for student in others]
-        shown = [_meaning_of_shown(len(summary[reference]["top1"].by_seed))] if comparisons else []
-        sentences = [*comparisons, *shown, *sentences, _best_and_alone(summary, best)]
-    return [*sentences, _caution(summary, best, dataset)]
+    return [_fused_and_parts(summary), _caution(summary, best, dataset)]
 
 
-def _comparison(summary: Summary, student: str, reference: str) -> str:
-    parts = []
-    for metric, images in _accuracies(summary):
-        mean, error, _ = difference = compare(summary, student, reference, metric)
-        spread = "" if error is None else f" ± {100 * error:.1f}"
-        verdict = "shown" if difference.shown else "not shown"
-        parts.append(f"{signed(100 * mean)}{spread} points on {images} images ({verdict})")
-    return f"{student} against {reference}: {', '.join(parts)}."
-
-
-def _meaning_of_shown(seeds: int) -> str:
+def meaning_of_shown(seeds: int) -> str:
+    """What ± and bold mean in a table of differences over so many seeds."""
     if seeds == 1:
         return "With one seed there is no standard error, so no difference is shown."
     chance = 2 * student_t.sf(2, seeds - 1)
     return (
-        "± is the standard error of the mean difference, paired by seed; shown is what lies beyond "
+        "± is the standard error of the mean difference, paired by seed; bold is what lies beyond "
         f"two of them. With {seeds} seeds, chance alone lies beyond in {100 * chance:.0f} % of "
         "comparisons."
     )
@@ -365,16 +329,6 @@ def _fused_and_parts(summary: Summary) -> str:
             f"and {clip:.1f} % of CLIP)"
         )
     return f"The fused teacher is {' and '.join(parts)}."
-
-
-def _best_and_alone(summary: Summary, best: str) -> str:
-    behind = 100 * (summary[best]["top1"].mean - summary[ALONE]["top1"].mean)
-    if behind > 0:
-        return (
-            f"The best student on clean images is {best}; {ALONE}, trained on labels alone, is "
-            f"{behind:.1f} points below it."
-        )
-    return f"No student is above {ALONE}, trained on labels alone, on clean images."
 
 
 def _caution(summary: Summary, best: str, dataset: str) -> str:
@@ -398,12 +352,3 @@ def signed(value: float, decimals: int = 1) -> str:
     """`value` rounded, with its sign; a zero is +0."""
     # Adding 0 takes the sign off a zero that rounding left negative.
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
-
-
-def mean_and_sd(values: Values, metric: str) -> str:
-    """A mean, with its standard deviation where it has one, as the tables show it."""
-    column = COLUMNS.get(metric, COLUMNS["top1"])
-    text = f"{column.scale * values.mean:.{column.decimals}f}"
-    if values.sd is not None:
-        text += f" ± {column.scale * values.sd:.{column.decimals}f}"
-    return text
