@@ -61,8 +61,9 @@ def measure_sets(
 ) -> tuple[dict[str, float], calibration.Curve]:
     """The mean of each figure over the corrupted sets, as the accuracy is one.
 
-    Logits (corruptions, severities, N, C), labels (N,). In one large set of all images, a model that is too sure under one corruption and not sure
-    enough under another would seem calibrated. The reliability curve is of all images together.
+    Logits (corruptions, severities, N, C), labels (N,). In one large set of all images, a model
+    that is too sure under one corruption and not sure enough under another would seem calibrated.
+    The reliability curve is of all images together.
     """
     measured = [
         calibration.measure(of_set, labels, settings, temperature)

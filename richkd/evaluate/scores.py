@@ -232,13 +232,14 @@ def score(
             results[seed] |= _corrupted_figures(accuracies[seed], results[seed]["top1"], comparable)
         results[seed] |= {key: values[number] for key, values in shifted.items()}
     with replacing(f"metrics/evaluate/{name}.csv") as part:
-        pd.DataFrame(accuracies).mean(axis=1).rename("accuracy").to_csv(part)
+        runs = pd.concat(accuracies).groupby(sets.names, sort=False)
+        runs.mean().rename("accuracy").to_csv(part)
     write_json(f"metrics/evaluate/{name}.json", summarize(results))
 
 
 def _corrupted_figures(accuracies: pd.Series, clean: float, comparable: bool) -> dict[str, float]:
     """Of one run, from its accuracy by corruption and severity, and that on clean images."""
-    mean = float(accuracies.mean())
+    mean = float(np.mean(accuracies.to_numpy()))
     figures = {"corrupted_top1": mean, "retained": mean / clean if clean else 0.0}
     errors = (1 - accuracies.groupby("corruption").mean()).to_dict()
     if comparable and (error := mce(errors)) is not None:
