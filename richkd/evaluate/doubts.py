@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from richkd.evaluate.scores import LARGEST, read_logits
-from richkd.evaluate.seeds import CURVES
+from richkd.evaluate.seeds import loss_terms
 
 ERRORS = 3  # binomial standard deviations that an accuracy must be above chance
 
@@ -44,13 +44,10 @@ def clipped(models: Sequence[str], labels: np.ndarray) -> list[str]:
 
 
 def not_finite(curves: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Models of which a loss term was not finite: the first epoch of each.
-
-    Every column of their curves that is not in CURVES is a loss term.
-    """
+    """Models of which a loss term was not finite: the first epoch of each."""
     found = []
     for model, table in curves.items():
-        terms = [name for name in table if name not in CURVES]
+        terms = loss_terms(table)
         finite = np.isfinite(table[terms])
         bad = table[~finite.all(axis=1)].sort_values("epoch")
         if len(bad):

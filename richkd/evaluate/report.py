@@ -24,7 +24,7 @@ from richkd.evaluate import doubts, examples, plots
 from richkd.evaluate.best import choose_baseline, choose_best
 from richkd.evaluate.heat import corruption_tables
 from richkd.evaluate.scores import shifted_found, shifted_sets
-from richkd.evaluate.seeds import CURVES, Difference
+from richkd.evaluate.seeds import CURVES, Difference, loss_terms
 from richkd.evaluate.summary import (
     ALONE,
     ALPHA_COLUMNS,
@@ -286,7 +286,7 @@ def _before_training(choices: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _choice(row: dict[str, Any]) -> dict[str, Any]:
+def _choice(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A row of the table of choices: each number, and its gain with the interval of the gain."""
     cells = []
     for metric, column in CHOICE_TABLE.items():
@@ -297,7 +297,7 @@ def _choice(row: dict[str, Any]) -> dict[str, Any]:
         there = "" if isnan(value) else f"{value:.{column.decimals}f}"
         cells.append((there, "" if isnan(gains[0]) else f"{gain} [{low}, {high}]"))
     spread = "" if isnan(row["alpha_low"]) else f"[{row['alpha_low']:.2f}, {row['alpha_high']:.2f}]"
-    return row | {"cells": cells, "spread": spread}
+    return {**row, "cells": cells, "spread": spread}
 
 
 def _prompts() -> dict[str, Any]:
@@ -325,12 +325,10 @@ def _trainings(
     """For each model its figure, and its last validation accuracy if there is one."""
     color = plots.colors(summary)
     # Over all models, so that a loss has one colour in every figure.
-    term_color = plots.colors(
-        term for table in curves.values() for term in table if term not in CURVES
-    )
+    term_color = plots.colors(term for table in curves.values() for term in loss_terms(table))
     figures = []
     for model, table in curves.items():
-        colors = {term: term_color[term] for term in table if term not in CURVES}
+        colors = {term: term_color[term] for term in loss_terms(table)}
         last = ""
         if "validation_accuracy" in summary[model]:
             last = mean_and_error(summary[model]["validation_accuracy"], "top1")

@@ -26,6 +26,11 @@ Metrics = dict[str, Figures]
 CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
 
 
+def loss_terms(curves: pd.DataFrame) -> list[str]:
+    """The columns of a model's curves beside CURVES."""
+    return [name for name in map(str, curves) if name not in CURVES]
+
+
 # --- one model ----------------------------------------------------------------------------------
 
 
