@@ -53,7 +53,7 @@ STYLE: dict[Any, Any] = {
 }
 # Above the axes, where no line crosses it.
 LEGEND: dict[str, Any] = {
-    "loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0, "ncols": 4,
+    "loc": "lower left", "bbox_to_anchor": (-0.02, 1.02), "borderaxespad": 0, "ncols": 4,
     "handlelength": 1, "columnspacing": 1,
 }  # fmt: skip
 
