@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, FiniteFloat
+from pydantic import AfterValidator, Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from richkd.base.errors import InputError
@@ -70,8 +70,20 @@ class Scores(TypedDict, extra_items=Figures):  # type: ignore[call-arg] # mypy d
 
 # The columns of `metrics/evaluate/<name>.csv`.
 CORRUPTION_COLUMNS = {"corruption": str, "severity": int, "accuracy": FiniteFloat}
+
+
+def _no_two_alike(seeds: list[str]) -> list[str]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is named twice")
+    return seeds
+
+
 # `predictions/<name>/seeds.json`.
-Seeds = Annotated[list[Annotated[str, Field(pattern=r"^seed\d{1,10}$")]], Field(min_length=1)]
+Seeds = Annotated[
+    list[Annotated[str, Field(pattern=r"^seed\d{1,10}$")]],
+    Field(min_length=1),
+    AfterValidator(_no_two_alike),
+]
 
 
 # --- what was saved -----------------------------------------------------------------------------
