@@ -207,6 +207,8 @@ def mixture(fusion: SimpleNamespace, choices: pd.DataFrame) -> dict[str, Any]:
         alpha, align = float(used.alpha), used["align"]
     if fusion.alpha == "auto":
         how = "chosen on the validation images"
+        if used.chosen == "per class":
+            how += ", which each class has its own deviation from"
     automatic = fusion.lam == "auto"
     return {
         "alpha": f"{alpha:.4g}",

@@ -583,7 +583,8 @@ def test_each_choice_of_the_fused_teacher_has_a_row(page: str) -> None:
 
 
 def test_alpha_and_lambda_say_how_they_were_chosen(here: Path) -> None:
-    chosen = pd.DataFrame({"align": ["none", "temperature"], "alpha": [0.25, 0.4375]})
+    alphas = {"alpha": [0.25, 0.4375], "chosen": ["given", "per class"]}
+    chosen = pd.DataFrame({"align": ["none", "temperature"], **alphas})
     of = SimpleNamespace(alpha=0.25, lam=0.5)
     assert report.mixture(of, chosen.assign(shipped=[True, False])) == {
         "alpha": "0.25", "how": "as given in params.yaml", "align": "none",
@@ -591,7 +592,8 @@ def test_alpha_and_lambda_say_how_they_were_chosen(here: Path) -> None:
     }  # fmt: skip
     of = SimpleNamespace(alpha="auto", lam="auto")
     assert report.mixture(of, chosen.assign(shipped=[False, True])) == {
-        "alpha": "0.4375", "how": "chosen on the validation images", "align": "temperature",
+        "alpha": "0.4375", "align": "temperature",
+        "how": "chosen on the validation images, which each class has its own deviation from",
         "lam": "0.4375", "lam_how": "which follows α",
     }  # fmt: skip
     assert report.mixture(SimpleNamespace(alpha=0.7, lam=0.7), chosen[:0])["alpha"] == "0.7"
