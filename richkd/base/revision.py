@@ -28,6 +28,7 @@ def commit(paths: Sequence[str], folder: Path | str = ".") -> Commit | None:
     try:
         if not git("ls-files", "--", *paths) or not (head := git("log", "-1", "--format=%H %cs")):
             return None
-        return Commit(*head.split(), bool(git("status", "--porcelain", "--", *paths)))
+        name, day = head.split()
+        return Commit(name, day, bool(git("status", "--porcelain", "--", *paths)))
     except OSError:
         return None

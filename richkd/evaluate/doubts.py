@@ -48,8 +48,8 @@ def not_finite(curves: Mapping[str, pd.DataFrame]) -> list[str]:
     found = []
     for model, table in curves.items():
         terms = loss_terms(table)
-        finite = np.isfinite(table[terms])
-        bad = table[~finite.all(axis=1)].sort_values("epoch")
+        finite = np.isfinite(table[terms].to_numpy()).all(axis=1)
+        bad = table.loc[~finite].sort_values("epoch")
         if len(bad):
             first = bad.iloc[0]
             names = ", ".join(name for name in terms if not np.isfinite(first[name]))

@@ -190,11 +190,11 @@ def _over_alpha(
     for align, line in curve.sort_values("alpha").groupby("align", sort=False):
         color = ALIGN_COLORS[str(align)]
         axes.plot(line.alpha, scale * line[column], ".-", color=color, linewidth=1.2, label=align)
-    for choice in choices[choices.chosen == "auto"].itertuples():
-        spread = [[choice.alpha - choice.alpha_low], [choice.alpha_high - choice.alpha]]
+    for align, auto in choices[choices.chosen == "auto"].groupby("align"):
+        spread = np.stack([auto.alpha - auto.alpha_low, auto.alpha_high - auto.alpha])
         axes.errorbar(
-            [choice.alpha], [scale * getattr(choice, column)], xerr=spread, fmt="D", markersize=4,
-            color=ALIGN_COLORS[choice.align], capsize=3, elinewidth=1.2, zorder=3,
+            auto.alpha, scale * auto[column], xerr=spread, fmt="D", markersize=4,
+            color=ALIGN_COLORS[str(align)], capsize=3, elinewidth=1.2, zorder=3,
         )  # fmt: skip
     used = choices[choices.shipped]
     axes.plot(

@@ -205,10 +205,10 @@ def mixture(fusion: SimpleNamespace, choices: pd.DataFrame) -> dict[str, Any]:
     if not choices.empty:
         used = choices[choices.shipped].iloc[0]
         alpha, align = float(used.alpha), used["align"]
-    if fusion.alpha == "auto":
-        how = "chosen on the validation images"
+        if used.chosen != "given":
+            how = "chosen on the validation images"
         if used.chosen == "per class":
-            how += ", which each class has its own deviation from"
+            how += ", where each class has an α of its own near it"
     automatic = fusion.lam == "auto"
     return {
         "alpha": f"{alpha:.4g}",

@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -121,7 +122,12 @@ def test_no_line_crosses_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each text stands outside of the axes, where no line is drawn."""
     figures: list[Figure] = []
     save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda x, *a, **b: figures.append(x) or save(x, *a, **b))
+
+    def collect(figure: Figure, *how: Any, **options: Any) -> bytes:
+        figures.append(figure)
+        return save(figure, *how, **options)
+
+    monkeypatch.setattr(plots, "_save", collect)
     curve, choices = fused_teacher()
     losses = pd.DataFrame({"epoch": [1, 2], "seed": 0, "validation_accuracy": 0.5, "x": [1.0, 2]})
     plots.fusion(curve, choices)
@@ -131,8 +137,8 @@ def test_no_line_crosses_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
         renderer = FigureCanvasAgg(figure).get_renderer()
         for axes in figure.axes:
             inside = axes.get_window_extent()
-            legends = [axes.get_legend()] if axes.get_legend() else []
-            boxes = [x.get_window_extent(renderer) for x in [*legends, *axes.texts, axes.title]]
+            texts: list[Any] = [*axes.texts, axes.title, *filter(None, [axes.get_legend()])]
+            boxes = [text.get_window_extent(renderer) for text in texts]
             assert not any(box.overlaps(inside) for box in boxes)
             assert all(0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert len(figures) == 3 and figures[0].axes[0].get_legend()

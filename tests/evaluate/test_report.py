@@ -211,12 +211,13 @@ def write_choices(validation: int, gain: float = 0.0) -> None:
     line = {"alpha": [0.0, 0.5, 1.0], "accuracy": [0.6, 0.7, 0.5], "nll": 1.0, "ece": 0.1}
     curve = pd.DataFrame({"align": "none", **line, "nll_tempered": [0.9, 0.8, 1.0]})
     choices = pd.DataFrame({"align": "none", "chosen": ["given", "auto"], "alpha": [0.25, 0.4375]})
-    choices[["alpha_low", "alpha_high", "temperature"]] = [[None, None, 1.0], [0.375, 0.5, 1.0]]
+    choices = choices.assign(alpha_low=[None, 0.375], alpha_high=[None, 0.5], temperature=1.0)
     for metric in CHOICE_METRICS:
         better = gain if metric == "accuracy" else 0.0
-        choices[[metric, f"{metric}_gain", f"{metric}_gain_low", f"{metric}_gain_high"]] = [
-            [0.65, 0.0, 0.0, 0.0], [0.65 + better, better, better - 0.02, better + 0.02],
-        ]  # fmt: skip
+        choices[metric] = [0.65, 0.65 + better]
+        choices[f"{metric}_gain"] = [0.0, better]
+        choices[f"{metric}_gain_low"] = [0.0, better - 0.02]
+        choices[f"{metric}_gain_high"] = [0.0, better + 0.02]
     choices["shipped"] = [True, False]
     for name, table in (("alpha", curve), ("choices", choices)):
         with replacing(f"metrics/fusion/{name}.csv") as part:
@@ -593,7 +594,7 @@ def test_alpha_and_lambda_say_how_they_were_chosen(here: Path) -> None:
     of = SimpleNamespace(alpha="auto", lam="auto")
     assert report.mixture(of, chosen.assign(shipped=[False, True])) == {
         "alpha": "0.4375", "align": "temperature",
-        "how": "chosen on the validation images, which each class has its own deviation from",
+        "how": "chosen on the validation images, where each class has an α of its own near it",
         "lam": "0.4375", "lam_how": "which follows α",
     }  # fmt: skip
     assert report.mixture(SimpleNamespace(alpha=0.7, lam=0.7), chosen[:0])["alpha"] == "0.7"
