@@ -7,7 +7,6 @@ import ctypes
 import os
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from richkd.base.files import write_json
-from richkd.weights import provenance
+from richkd.base.revision import commit
+from richkd.weights import processor, provenance
 
 Case = Callable[[], object]
 Rows = Mapping[str, Mapping[str, float]]
@@ -117,7 +117,7 @@ def report(name: str, rows: Rows, **facts: Any) -> None:
     and the commit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = provenance(device) | {"processor": _processor()}
+    where = provenance(device) | {"processor": processor()}
     where["versions"] |= {name: version(name) for name in ("torchvision", "pillow")}
     facts |= where | {"date": date.today().isoformat(), "commit": _commit()}
     facts["load"] = os.getloadavg()[0]  # processes that wanted a CPU in the last minute
@@ -151,21 +151,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    return found[1] if found else "unknown"
-
-
 def _commit() -> str:
     """The commit, with `-dirty` where the code has changes that are not committed."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "bench", "richkd")
-        return (git("rev-parse", "HEAD") or "unknown") + "-dirty" * bool(changed)
-    except OSError:
-        return "unknown"
+    found = commit(["bench", "richkd"], ROOT)
+    return found.hash + "-dirty" * found.changed if found else "unknown"

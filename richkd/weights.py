@@ -38,9 +38,16 @@ def provenance(device: torch.device) -> dict[str, Any]:
                 name: version(name) for name in ("torch", "open_clip_torch", "numpy", "safetensors")
             },
         },
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({processor()})",
         "threads": torch.get_num_threads(),
     }
+
+
+def processor() -> str:
+    """The name of the CPU; where the system does not tell it, that of its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    return found[1] if found else platform.machine()
 
 
 def save(path: Path | str, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:

@@ -7,12 +7,12 @@ from richkd import params
 from richkd.base.files import replacing, write_json
 from richkd.data.dataset import load_split
 from richkd.evaluate import calibration
-from richkd.evaluate.scores import read_logits
+from richkd.evaluate.scores import read_logits, read_seeds
 from richkd.evaluate.seeds import summarize
 from stages import run, variant_names
 
-# Probabilities of more logits of corrupted images would not fit into memory: with more, every 2nd
-# image is measured, or every 3rd, and so on.
+# More logits of corrupted images would take minutes a model: with more, every 2nd image is
+# measured, or every 3rd, and so on.
 MAX_CORRUPTED_LOGITS = 200_000_000
 NO_TEMPERATURE = (
     "no tempered figures, since there is no best temperature: on the validation images all answers "
@@ -22,38 +22,56 @@ NO_TEMPERATURE = (
 
 def main(name: str) -> None:
     settings = params.load("calibration").calibration
-    validation_labels, test_labels = (
+    validation_labels, labels = (
         load_split(f"data/{split}.safetensors").labels for split in ("validation", "test")
     )
-    test = read_logits(name, "test", (None, len(test_labels), None), test_labels, "r")
-    seeds, images, classes = test.shape
-    of_validation = seeds, len(validation_labels), classes
+    seeds = read_seeds(name)
+    test = read_logits(name, "test", (len(seeds), len(labels), None), labels, "r")
+    of_validation = len(seeds), len(validation_labels), test.shape[-1]
     validation = read_logits(name, "validation", of_validation, validation_labels, "r")
-    of_corrupted = seeds, None, None, images, classes
-    corrupted = read_logits(name, "corrupted", of_corrupted, test_labels, "r")
+    of_corrupted = len(seeds), None, None, *test.shape[1:]
+    corrupted = read_logits(name, "corrupted", of_corrupted, labels, "r")
     step = max(1, -(-corrupted[0].size // MAX_CORRUPTED_LOGITS))
     results: dict[str, dict[str, dict[str, float]]] = {}
     curves = []
-    for run_number in range(len(test)):
+    for number, seed in enumerate(seeds):
         temperature = None
         if len(validation_labels):
-            temperature = calibration.fit_temperature(validation[run_number], validation_labels)
+            temperature = calibration.fit_temperature(validation[number], validation_labels)
             if temperature is None:
-                print(f"{name} run{run_number}: {NO_TEMPERATURE}")
-        sets = {"clean": (test[run_number], test_labels)}
-        # All corruptions and severities together are one large test set.
-        logits = corrupted[run_number, :, :, ::step]
-        if logits.size:
-            labels = np.broadcast_to(test_labels[::step], logits.shape[:-1]).reshape(-1)
-            sets["corrupted"] = logits.reshape(len(labels), -1), labels
-        for data, (logits, labels) in sets.items():
-            figures, curve = calibration.measure(logits, labels, settings, temperature)
-            results.setdefault(data, {})[f"run{run_number}"] = figures
-            curves.append(pd.DataFrame(curve).assign(run=run_number, data=data))
+                print(f"{name} {seed}: {NO_TEMPERATURE}")
+        figures, curve = calibration.measure(test[number], labels, settings, temperature)
+        if temperature is not None:
+            figures["temperature"] = temperature
+        results.setdefault("clean", {})[seed] = figures
+        curves.append(pd.DataFrame(curve).assign(run=number, data="clean"))
+        if corrupted[number].size:
+            logits = corrupted[number, :, :, ::step]
+            figures, curve = measure_sets(logits, labels[::step], settings, temperature)
+            results.setdefault("corrupted", {})[seed] = figures
+            curves.append(pd.DataFrame(curve).assign(run=number, data="corrupted"))
     write_json(f"metrics/calibrate/{name}.json", {x: summarize(r) for x, r in results.items()})
     with replacing(f"metrics/calibrate/{name}.csv") as part:
         pd.concat(curves).to_csv(part, index=False)
     print(f"metrics/calibrate/{name}.json, metrics/calibrate/{name}.csv")
+
+
+def measure_sets(
+    logits: np.ndarray, labels: np.ndarray, settings: params.Calibration, temperature: float | None
+) -> tuple[dict[str, float], calibration.Curve]:
+    """The mean of each figure over the corrupted sets, as the accuracy is one.
+
+    Logits (corruptions, severities, N, C), labels (N,). In one large set of all images, a model
+    that is too sure under one corruption and not sure enough under another would seem calibrated.
+    The reliability curve is of all images together.
+    """
+    measured = [
+        calibration.measure(of_set, labels, settings, temperature)
+        for severities in logits
+        for of_set in severities
+    ]
+    means: dict[str, float] = pd.DataFrame([figures for figures, _ in measured]).mean().to_dict()
+    return means, calibration.pool_curves([curve for _, curve in measured])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from richkd import engine, params
 from richkd.base import distributed
-from richkd.base.files import write_array
+from richkd.base.files import write_array, write_json
 from richkd.base.records import read_array
 from richkd.classifiers import load_classifier
 from richkd.data import imagesets
@@ -90,6 +90,8 @@ def main(name: str) -> None:
         print(f"{name} diverged: {model.clipped} logits are clipped, too large or not numbers")
     for part, array in {**saved, "corrupted": corrupted}.items():
         write_array(f"predictions/{name}/{part}.npy", array)
+    seed_names = [path.name for path in paths(f"models/{name}")]
+    write_json(f"predictions/{name}/seeds.json", seed_names)
     score(name, test.labels, names, severities, load_info("data/info.json").whole_imagenet)
     print(f"predictions/{name}, metrics/evaluate/{name}.json, metrics/evaluate/{name}.csv")
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from richkd import params
-from richkd.base.files import write_array
+from richkd.base.files import write_array, write_json
 from richkd.data.dataset import load_info, load_split
-from richkd.evaluate.scores import corrupted_sets, read_logits, score, shifted_found
+from richkd.evaluate.scores import corrupted_sets, read_logits, read_seeds, score, shifted_found
 from richkd.teachers.fusion import load_recipe
 from stages import run
 
@@ -24,6 +24,7 @@ def main() -> None:
             # Mixed in 32 bits, saved in the dtype of the parts.
             out[...] = recipe.mix(teacher_logits.astype(np.float32), clip_logits.astype(np.float32))
         write_array(f"predictions/fused/{part}.npy", fused)
+    write_json("predictions/fused/seeds.json", read_seeds("teacher"))
     labels, names = load_split("data/test.safetensors").labels, corrupted_sets(corruptions.names)
     imagenet = load_info("data/info.json").whole_imagenet
     score("fused", labels, names, corruptions.severities, imagenet)

@@ -7,6 +7,7 @@ integers in [0, classes). Other values and shapes raise ValueError.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,24 +30,23 @@ def measure(
     """The figures of one set of images by name, and its `reliability_curve`.
 
     Logits (samples, classes), any float dtype, and labels (samples,). Where there is a
-    `temperature`, it is among the figures, and `ece_tempered` and `nll_tempered` are those of the
-    logits divided by it.
+    `temperature`, `ece_tempered` and `nll_tempered` are those of the logits divided by it.
     """
     logits, bins = logits.astype(float), settings.bins
     probabilities = softmax(logits, axis=1)
     figures = {
         "ece": expected_calibration_error(probabilities, labels, bins),
-        "mce": maximum_calibration_error(probabilities, labels, bins),
+        "maximum_ce": maximum_calibration_error(probabilities, labels, bins),
         "adaptive_ece": adaptive_calibration_error(probabilities, labels, bins),
         "classwise_ece": classwise_calibration_error(probabilities, labels, bins),
         "brier": brier_score(probabilities, labels),
         "nll": negative_log_likelihood(probabilities, labels),
+        "aurc": area_under_risk_coverage(probabilities, labels),
         **confidence_quadrants(probabilities, labels, settings.threshold),
     }
     if temperature is not None:
         tempered = softmax(logits / temperature, axis=1)
         figures |= {
-            "temperature": temperature,
             "ece_tempered": expected_calibration_error(tempered, labels, bins),
             "nll_tempered": negative_log_likelihood(tempered, labels),
         }
@@ -66,6 +66,18 @@ def reliability_curve(probabilities: ArrayLike, labels: ArrayLike, bins: int = 1
     """
     confidence, correct = _confidence_and_correctness(*_check_probabilities(probabilities, labels))
     return _curve(confidence, correct, _equal_width_edges(bins))
+
+
+def pool_curves(curves: Sequence[Curve]) -> Curve:
+    """Reliability curves of several sets, with the same number of bins, as one of all samples."""
+    together = {key: np.concatenate([curve[key] for curve in curves]) for key in curves[0]}
+    lo, first, bins = np.unique(together["lo"], return_index=True, return_inverse=True)
+    count = np.bincount(bins, together["count"])
+    means = {
+        key: np.bincount(bins, together["count"] * together[key]) / count
+        for key in ("confidence", "accuracy")
+    }
+    return {"lo": lo, "hi": together["hi"][first], "count": count.astype(np.int64), **means}
 
 
 def expected_calibration_error(
@@ -109,12 +121,12 @@ def classwise_calibration_error(
     "Beyond temperature scaling", NeurIPS 2019.
     """
     probabilities, labels = _check_probabilities(probabilities, labels)
-    edges = _equal_width_edges(bins)
-    errors = [
-        _mean_gap(_curve(column, labels == label, edges))
-        for label, column in enumerate(probabilities.T)
-    ]
-    return float(np.mean(errors))
+    samples, classes = probabilities.shape
+    # All classes in one pass: bin b of class c is bin c * bins + b of one long row.
+    inside = _bin_of(probabilities, _equal_width_edges(bins)) + bins * np.arange(classes)
+    correct = labels[:, None] == np.arange(classes)
+    gaps = np.bincount(inside.ravel(), (probabilities - correct).ravel(), bins * classes)
+    return float(np.abs(gaps).sum() / (samples * classes))
 
 
 def _check_bins(bins: int) -> None:
@@ -128,9 +140,15 @@ def _equal_width_edges(bins: int) -> np.ndarray:
     return np.arange(bins + 1) / bins
 
 
+def _bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The number of the bin (lo, hi]; a probability of 0 belongs to the first bin."""
+    number: np.ndarray = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, None)
+    return number
+
+
 def _curve(confidence: np.ndarray, correct: np.ndarray, edges: np.ndarray) -> Curve:
-    """Means in the bins (lo, hi]; a probability of 0 belongs to the first bin."""
-    inside = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, None)
+    """Means in the bins."""
+    inside = _bin_of(confidence, edges)
     count = np.bincount(inside, minlength=len(edges) - 1)
     filled = count > 0
     count = count[filled]
@@ -190,6 +208,22 @@ def confidence_quadrants(
         "unsure_correct": float(np.mean(~confident & correct)),
         "unsure_wrong": float(np.mean(~confident & ~correct)),
     }
+
+
+def area_under_risk_coverage(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """AURC in [0, 1]: the mean error rate of the k most confident samples, over all k.
+
+    Geifman, Uziel and El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers",
+    ICLR 2019. A classifier that may leave out its least confident answers has a low one if its
+    errors are among them. Confidence is the largest probability. Samples of equal confidence are in
+    no order: the result is the mean over all their orders.
+    """
+    confidence, correct = _confidence_and_correctness(*_check_probabilities(probabilities, labels))
+    _, tied = np.unique(-confidence, return_inverse=True)  # from the most confident down
+    count = np.bincount(tied)
+    error_rate = np.bincount(tied, ~correct) / count
+    errors = np.cumsum(np.repeat(error_rate, count))
+    return float(np.mean(errors / np.arange(1, len(errors) + 1)))
 
 
 # --- temperature --------------------------------------------------------------------------------

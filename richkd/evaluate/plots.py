@@ -2,9 +2,14 @@
 
 The same input gives the same bytes: no dates, and ids hashed with a fixed salt. Figures are made
 without pyplot, so they need no display and leave no state behind.
+
+An SVG is an element of the page: its text is text, and the colours that `DARK` has another one for
+are variables of the page, so that one drawing is legible on the light page and on the dark one.
 """
 
+import hashlib
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -25,9 +30,17 @@ COLOR_CYCLE = (
     "#000000", "#56b4e9", "#cc79a7", "#d55e00",
     "#332288", "#999933", "#882255", "#ddcc77", "#117733", "#aa4499", "#44aa99", "#cc6677",
 )  # fmt: skip
+# The lines of the fused teacher, by the alignment of its parts.
+ALIGN_COLORS = {"none": "#009e73", "temperature": "#d55e00", "standardize": "#332288"}
+# Colours that could not be seen on the dark page, and what they are there.
+DARK = {
+    "#000000": "#e8e8e8", "#ffffff": "#16181b", "#dddddd": "#3a3f45",
+    "#332288": "#8a7cf0", "#882255": "#d8487f", "#117733": "#5cb85c",
+}  # fmt: skip
 MIN_BIN_IMAGES = 10  # bins of a reliability diagram with fewer images are not drawn
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "richkd",
+    "svg.fonttype": "none",
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,6 +51,11 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 7,
 }
+# Above the axes, where no line crosses it.
+LEGEND: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (-0.02, 1.02), "borderaxespad": 0, "ncols": 4,
+    "handlelength": 1, "columnspacing": 1,
+}  # fmt: skip
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
@@ -50,22 +68,27 @@ def colors(names: Iterable[str]) -> dict[str, str]:
 
 
 @matplotlib.rc_context(STYLE)
-def fusion_curve(
-    curve: pd.DataFrame, column: str, alpha: float, values: Mapping[str, float], label: str
-) -> bytes:
-    """SVG of one column of `curve` over its `alpha`.
+def fusion(curve: pd.DataFrame, choices: pd.DataFrame) -> str:
+    """SVG of the fused teacher's accuracy and NLL on validation images, over alpha.
 
-    `values` has the column's value for each of teacher and clip, drawn as lines, and for fused,
-    the dot at `alpha`.
+    `curve` has the columns ALPHA_COLUMNS of `richkd.evaluate.summary`, `choices` CHOICE_COLUMNS.
     """
-    figure, axes = _figure(3.5, 2.5)
-    _fusion_curve(axes, curve, column, alpha, values)
-    axes.set_ylabel(label)
+    height = 4.4
+    figure = Figure(figsize=(3.5, height))
+    top, bottom = figure.subplots(2, sharex=True)
+    figure.subplots_adjust(
+        left=0.17, right=0.97, top=1 - 0.55 / height, bottom=0.43 / height, hspace=0.12
+    )
+    _over_alpha(top, curve, choices, "accuracy", 100)
+    _over_alpha(bottom, curve, choices, "nll_tempered")
+    top.set(ylabel="accuracy, %", xlabel="")
+    bottom.set(ylabel="NLL, nats")
+    top.legend(**LEGEND | {"ncols": 3})
     return _svg(figure)
 
 
 @matplotlib.rc_context(STYLE)
-def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -> bytes:
+def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -> str:
     """SVG of the loss terms over epochs; above them the validation accuracy, if there is any.
 
     A thin line is a seed, the thick one their mean. `color` is the validation accuracy's,
@@ -73,11 +96,15 @@ def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -
     """
     # Validation runs every few epochs; the rows of other epochs have no value.
     validation = curves.dropna(subset="validation_accuracy")
-    height = 2.1 if validation.empty else 3.6
+    height = 2.3 if validation.empty else 3.9
     figure = Figure(figsize=(3.5, height))
     *top, bottom = figure.subplots(1 if validation.empty else 2, sharex=True, squeeze=False)[:, 0]
     figure.subplots_adjust(
-        left=0.17, right=0.97, top=1 - 0.1 / height, bottom=0.43 / height, hspace=0.12
+        left=0.17,
+        right=0.97,
+        top=1 - (0.3 if validation.empty else 0.1) / height,
+        bottom=0.43 / height,
+        hspace=0.25,
     )
     for axes in top:
         _seeds_and_mean(axes, validation, "validation_accuracy", color, 100)
@@ -85,12 +112,12 @@ def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -
     for term, term_color in term_colors.items():
         _seeds_and_mean(bottom, curves, term, term_color)
     bottom.set(yscale="log", ylabel="loss terms", xlabel="epoch")
-    bottom.legend()
+    bottom.legend(**LEGEND)
     return _svg(figure)
 
 
 @matplotlib.rc_context(STYLE | {"font.size": 10})  # shown small
-def reliability(curves: pd.DataFrame, color: str) -> bytes:
+def reliability(curves: pd.DataFrame, color: str) -> str:
     """SVG of accuracy against confidence: clean solid, corrupted dashed.
 
     The runs' bins are pooled. Bins of fewer than MIN_BIN_IMAGES images are left out, as noise.
@@ -120,16 +147,15 @@ def pool_bins(curves: pd.DataFrame) -> pd.DataFrame:
 @matplotlib.rc_context(STYLE | {"font.size": 9, "axes.titlesize": 10})
 def overview(
     curve: pd.DataFrame,
-    alpha: float,
-    values: Mapping[str, float],
+    choices: pd.DataFrame,
     runs: Mapping[str, Sequence[float]],
     labels: Mapping[str, str],
 ) -> bytes:
     """PNG, 1600 x 600: the fused teacher's validation accuracy over alpha, and test accuracies.
 
-    `values` has the validation accuracies of teacher, clip and fused, `runs` each model's test
-    accuracies, one a seed, and `labels` its name. Where `curve` is empty, the picture has the test
-    accuracies alone and is 800 x 600. With more than ten models it is higher.
+    `curve` and `choices` as in `fusion`, `runs` each model's test accuracies, one a seed, and
+    `labels` its name. Where `curve` is empty, the picture has the test accuracies alone and is
+    800 x 600. With more than ten models it is higher.
     """
     width, height = 4 if curve.empty else 8, max(3, 0.3 * len(runs))
     figure = Figure(figsize=(width, height), dpi=200)
@@ -139,25 +165,10 @@ def overview(
         wspace=0.28,
     )  # fmt: skip
     for axes in left:
-        _fusion_curve(axes, curve, "accuracy", alpha, values)
-        axes.set(ylabel="%", title="Fused teacher, validation accuracy")
-    color = colors(runs)
-    for row, (model, accuracies) in enumerate(runs.items()):
-        percents = 100 * np.array(accuracies)
-        sd = percents.std(ddof=1) if len(percents) > 1 else None
-        right.errorbar(
-            percents.mean(), row, xerr=sd, fmt="o", color=color[model], capsize=3, markersize=6
-        )
-        if len(percents) > 1:
-            right.plot(
-                percents, [row + 0.25] * len(percents), "|", color=color[model], markersize=5
-            )
-    right.set_yticks(range(len(runs)), [labels[model] for model in runs])
-    right.invert_yaxis()
-    right.grid(axis="y", visible=False)
-    several = any(len(accuracies) > 1 for accuracies in runs.values())
-    title = "Test accuracy" + (", mean ± sd and each seed" if several else "")
-    right.set(xlabel="%", title=title)
+        _over_alpha(axes, curve, choices, "accuracy", 100)
+        axes.set(ylabel="fused teacher, validation accuracy, %")
+        axes.legend(**LEGEND)
+    _test_accuracies(right, runs, labels)
     return _save(figure, "png", {"Software": None})
 
 
@@ -172,27 +183,48 @@ def shade(value: float, low: float, high: float, colormap: str) -> str:
     return f"background:{to_hex(color)};color:{text}"
 
 
-def _fusion_curve(
-    axes: Axes, curve: pd.DataFrame, column: str, alpha: float, values: Mapping[str, float]
+def _over_alpha(
+    axes: Axes, curve: pd.DataFrame, choices: pd.DataFrame, column: str, scale: float = 1
 ) -> None:
-    scale = 1 if column == "nll" else 100
-    curve = curve.sort_values("alpha")
-    # The curve meets each part's line at one end, so the name stands at the other.
-    ends = [("teacher", "teacher", 0.01, "left"), ("clip", "CLIP", 0.99, "right")]
-    for name, text, x, side in ends:
-        axes.axhline(scale * values[name], color=FIXED_COLORS[name], linestyle="--", linewidth=1)
-        axes.annotate(
-            text, (x, scale * values[name]), (0, 2), textcoords="offset points",
-            ha=side, va="bottom", color="#333333", fontsize=7,
+    """A line for each alignment; a diamond at its `auto`, with a bar; a ring at the one in use."""
+    for align, line in curve.sort_values("alpha").groupby("align", sort=False):
+        color = ALIGN_COLORS[str(align)]
+        axes.plot(line.alpha, scale * line[column], ".-", color=color, linewidth=1.2, label=align)
+    for align, auto in choices[choices.chosen == "auto"].groupby("align"):
+        spread = np.stack([auto.alpha - auto.alpha_low, auto.alpha_high - auto.alpha])
+        axes.errorbar(
+            auto.alpha, scale * auto[column], xerr=spread, fmt="D", markersize=4,
+            color=ALIGN_COLORS[str(align)], capsize=3, elinewidth=1.2, zorder=3,
         )  # fmt: skip
-    color = FIXED_COLORS["fused"]
-    axes.plot(curve.alpha, scale * curve[column], ".-", color=color, linewidth=1.5)
-    axes.axvline(alpha, color=color, linestyle=":", linewidth=1)
-    chosen = f"fused, α = {alpha:g}"
-    axes.plot([alpha], [scale * values["fused"]], "o", color=color, markersize=7, label=chosen)
+    used = choices[choices.shipped]
+    axes.plot(
+        used.alpha, scale * used[column], "o", color="#000000", markerfacecolor="none",
+        markersize=10, label="in use", zorder=4,
+    )  # fmt: skip
     axes.set(xlim=(-0.03, 1.03), xlabel="α (0 is CLIP alone, 1 the teacher alone)")
     axes.margins(y=0.12)
-    axes.legend(loc="best", handlelength=1)
+
+
+def _test_accuracies(
+    axes: Axes, runs: Mapping[str, Sequence[float]], labels: Mapping[str, str]
+) -> None:
+    """A row a model: its mean, a bar of one standard error, and a tick for each seed."""
+    color = colors(runs)
+    for row, (model, accuracies) in enumerate(runs.items()):
+        percents = 100 * np.array(accuracies)
+        several = len(percents) > 1
+        error = percents.std(ddof=1) / len(percents) ** 0.5 if several else None
+        axes.errorbar(
+            percents.mean(), row, xerr=error, fmt="o", color=color[model], capsize=3, markersize=6
+        )
+        if several:
+            axes.plot(percents, [row + 0.25] * len(percents), "|", color=color[model], markersize=5)
+    axes.set_yticks(range(len(runs)), [labels[model] for model in runs])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    several = any(len(accuracies) > 1 for accuracies in runs.values())
+    title = "Test accuracy" + (", mean ± standard error" if several else "")
+    axes.set(xlabel="%", title=title)
 
 
 def _seeds_and_mean(
@@ -213,11 +245,18 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure) -> bytes:
-    return _save(figure, "svg", {"Date": None, "Creator": None})
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element, without a background, for a page that sets DARK's colours."""
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    svg = _save(figure, "svg", metadata, transparent=True).decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub("|".join(DARK), lambda color: f"var(--{color[0][1:]})", svg)
+    # The page has several SVGs, and each id once.
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
 
 
-def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+def _save(figure: Figure, kind: str, metadata: dict[str, None], **options: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=metadata)
+    figure.savefig(buffer, format=kind, metadata=metadata, **options)
     return buffer.getvalue()

@@ -1,7 +1,8 @@
 """What saved logits say about a model's accuracy; numpy and pandas only.
 
-`predictions/<name>/` holds float32 `validation.npy`, `test.npy` and `shifted/<set>.npy`, each
-(seeds, N, C), and float16 `corrupted.npy` (seeds, corruptions, severities, N, C). Each row of
+`predictions/<name>/` holds `seeds.json`, the names of the runs, such as `["seed0", "seed1"]`;
+float32 `validation.npy`, `test.npy` and `shifted/<set>.npy`, each (seeds, N, C); and float16
+`corrupted.npy` (seeds, corruptions, severities, N, C). Each row of
 `corrupted.npy` has had its largest logit subtracted. Where the corrupted images were skipped, the
 number of corruptions is 0. All logits are finite: `limit` clips those of a model that diverged.
 """
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, FiniteFloat
+from pydantic import AfterValidator, Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from richkd.base.errors import InputError
@@ -38,6 +39,8 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
+LARGEST = 1e37  # logits of a larger size are clipped
+ALEXNET_CLEAN = 1 - 0.56522  # on ImageNet's own validation images, of torchvision's weights
 
 
 class FoundSet(TypedDict):
@@ -58,12 +61,38 @@ class Scores(TypedDict, extra_items=Figures):  # type: ignore[call-arg] # mypy d
 
     top1: Figures
     top5: Figures
+    balanced_accuracy: Figures
     corrupted_top1: NotRequired[Figures]
+    retained: NotRequired[Figures]
     mce: NotRequired[Figures]
+    relative_mce: NotRequired[Figures]
 
 
 # The columns of `metrics/evaluate/<name>.csv`.
 CORRUPTION_COLUMNS = {"corruption": str, "severity": int, "accuracy": FiniteFloat}
+
+
+def _no_two_alike(seeds: list[str]) -> list[str]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is named twice")
+    return seeds
+
+
+# `predictions/<name>/seeds.json`.
+Seeds = Annotated[
+    list[Annotated[str, Field(pattern=r"^seed\d{1,10}$")]],
+    Field(min_length=1),
+    AfterValidator(_no_two_alike),
+]
+
+
+# --- what was saved -----------------------------------------------------------------------------
+
+
+def read_seeds(name: str) -> list[str]:
+    """The names of the runs whose logits `predictions/<name>` holds, in their order."""
+    seeds: list[str] = read_json(f"predictions/{name}/seeds.json", Seeds)
+    return seeds
 
 
 def read_logits(
@@ -104,7 +133,7 @@ def shifted_found() -> list[str]:
     return [name for name, found in shifted_sets().items() if "images" in found]
 
 
-def limit(logits: np.ndarray, largest: float = 1e37) -> int:
+def limit(logits: np.ndarray, largest: float = LARGEST) -> int:
     """Clip logits to [-largest, largest], in place; NaN becomes -largest, the last of all answers.
 
     Returns how many logits were changed. The difference of two logits of up to 1e37 is still a
@@ -116,6 +145,9 @@ def limit(logits: np.ndarray, largest: float = 1e37) -> int:
     np.nan_to_num(logits, copy=False, nan=-largest)
     np.clip(logits, -largest, largest, out=logits)
     return int(outside.sum())
+
+
+# --- figures of one run -------------------------------------------------------------------------
 
 
 def hit_rate(logits: np.ndarray, labels: np.ndarray, top: int) -> float:
@@ -139,8 +171,18 @@ def accuracy_among(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int
     return float((present[logits[:, present].argmax(1)] == labels).mean())
 
 
+def class_accuracies(answers: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """For each of the classes the share of its images that are right; NaN without images.
+
+    `answers` and `labels` (N,).
+    """
+    images = np.bincount(labels, minlength=classes)
+    right = np.bincount(labels[answers == labels], minlength=classes)
+    return np.divide(right, images, out=np.full(classes, np.nan), where=images > 0)
+
+
 def mce(errors: Mapping[str, float]) -> float | None:
-    """Mean corruption error, where 1 is AlexNet's.
+    """Mean corruption error, where 1 is AlexNet's (Hendrycks and Dietterich, ICLR 2019).
 
     `errors` has for each corruption the mean error over the five severities. None unless it has all
     15 corruptions.
@@ -148,6 +190,21 @@ def mce(errors: Mapping[str, float]) -> float | None:
     if not ALEXNET.keys() <= errors.keys():
         return None
     return float(np.mean([errors[name] / error for name, error in ALEXNET.items()]))
+
+
+def relative_mce(errors: Mapping[str, float], clean_error: float) -> float | None:
+    """Relative mean corruption error, where 1 is AlexNet's (Hendrycks and Dietterich, ICLR 2019).
+
+    What corruption adds to the error on clean images, divided by what it adds to AlexNet's.
+    `errors` as in `mce`, and None in the same case.
+    """
+    if not ALEXNET.keys() <= errors.keys():
+        return None
+    added = {name: errors[name] - clean_error for name in ALEXNET}
+    return float(np.mean([added[x] / (error - ALEXNET_CLEAN) for x, error in ALEXNET.items()]))
+
+
+# --- all figures of a model ---------------------------------------------------------------------
 
 
 def score(
@@ -161,48 +218,108 @@ def score(
 
     `labels` (N,) are the test images', `corruptions` come from `corrupted_sets`. `imagenet` says
     whether the data set is ImageNet with its 1,000 classes: with all corruptions at all severities
-    the mean corruption error is written, too.
+    the mean corruption errors are written, too. `retained` is the accuracy on corrupted images as a
+    share of that on clean ones; 0 where no clean image is right.
     """
-    clean = read_logits(name, "test", (None, len(labels), None), labels)
-    seeds, *images_and_classes = clean.shape
-    shape = seeds, len(corruptions), len(severities), *images_and_classes
+    seeds = read_seeds(name)
+    clean = read_logits(name, "test", (len(seeds), len(labels), None), labels)
+    shape = len(seeds), len(corruptions), len(severities), *clean.shape[1:]
     corrupted = read_logits(name, "corrupted", shape, labels, "r")
+    shifted = _shifted_accuracies(name, clean.shape[-1], len(seeds))
     # AlexNet's published errors are means over all severities.
     comparable = imagenet and set(severities) == set(range(1, 6))
-    classes = {key: shifted_sets()[key]["classes"] for key in shifted_found()}
-    for key, present in classes.items():
-        if max(present) >= clean.shape[-1]:
-            raise InputError(
-                f"{SHIFTED / 'sets.json'}: {key} has the class {max(present)}, of {clean.shape[-1]}"
-            )
-    results, rows = {}, []
-    for seed in range(len(clean)):
-        results[f"run{seed}"] = result = {
-            "top1": hit_rate(clean[seed], labels, 1),
-            "top5": hit_rate(clean[seed], labels, min(5, clean.shape[-1])),
+    sets = pd.MultiIndex.from_product([corruptions, severities], names=["corruption", "severity"])
+    results: dict[str, dict[str, float]] = {}
+    accuracies = {}
+    for number, seed in enumerate(seeds):
+        of_classes = class_accuracies(clean[number].argmax(1), labels, clean.shape[-1])
+        results[seed] = {
+            "top1": hit_rate(clean[number], labels, 1),
+            "top5": hit_rate(clean[number], labels, min(5, clean.shape[-1])),
+            "balanced_accuracy": float(np.nanmean(of_classes)),
         }
-        shares = [(scores.argmax(-1) == labels).mean(-1) for scores in corrupted[seed]]
+        shares = [(logits.argmax(-1) == labels).mean(-1) for logits in corrupted[number]]
+        accuracies[seed] = pd.Series(np.ravel(shares), sets, float)
         if corruptions:
-            result["corrupted_top1"] = float(np.mean(shares))
-        errors = {
-            corruption: 1 - float(share.mean())
-            for corruption, share in zip(corruptions, shares, strict=True)
-        }
-        if comparable and (error := mce(errors)) is not None:
-            result["mce"] = error
-        for key, present in classes.items():
-            truth = load_split(SHIFTED / f"{key}.safetensors").labels
-            shape = seeds, len(truth), clean.shape[-1]
-            logits = read_logits(name, f"shifted/{key}", shape, truth, "r")[seed]
-            result[f"shifted_{key}"] = accuracy_among(logits, truth, present)
-        rows += [
-            {"run": seed, "corruption": corruption, "severity": severity, "accuracy": share[i]}
-            for corruption, share in zip(corruptions, shares, strict=True)
-            for i, severity in enumerate(severities)
-        ]
-    table = pd.DataFrame(rows, columns=["run", "corruption", "severity", "accuracy"])
+            results[seed] |= _corrupted_figures(accuracies[seed], results[seed]["top1"], comparable)
+        results[seed] |= {key: values[number] for key, values in shifted.items()}
     with replacing(f"metrics/evaluate/{name}.csv") as part:
-        table.groupby(["corruption", "severity"], sort=False).accuracy.agg(accuracy="mean").to_csv(
-            part
-        )
+        runs = pd.concat(accuracies).groupby(sets.names, sort=False)
+        runs.mean().rename("accuracy").to_csv(part)
     write_json(f"metrics/evaluate/{name}.json", summarize(results))
+
+
+def _corrupted_figures(accuracies: pd.Series, clean: float, comparable: bool) -> dict[str, float]:
+    """Of one run, from its accuracy by corruption and severity, and that on clean images."""
+    mean = float(np.mean(accuracies.to_numpy()))
+    figures = {"corrupted_top1": mean, "retained": mean / clean if clean else 0.0}
+    errors = (1 - accuracies.groupby("corruption").mean()).to_dict()
+    if comparable and (error := mce(errors)) is not None:
+        relative = relative_mce(errors, 1 - clean)
+        assert relative is not None  # both need the same corruptions
+        figures |= {"mce": error, "relative_mce": relative}
+    return figures
+
+
+def _shifted_accuracies(name: str, classes: int, seeds: int) -> dict[str, list[float]]:
+    """The accuracies of the runs on each further test set."""
+    accuracies = {}
+    for key in shifted_found():
+        present = shifted_sets()[key]["classes"]
+        if max(present) >= classes:
+            raise InputError(
+                f"{SHIFTED / 'sets.json'}: {key} has the class {max(present)}, of {classes}"
+            )
+        truth = load_split(SHIFTED / f"{key}.safetensors").labels
+        logits = read_logits(name, f"shifted/{key}", (seeds, len(truth), classes), truth, "r")
+        accuracies[f"shifted_{key}"] = [accuracy_among(run, truth, present) for run in logits]
+    return accuracies
+
+
+# --- models beside each other -------------------------------------------------------------------
+
+
+def agreements(
+    models: Sequence[str], teachers: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """For each model the share of the clean test images with the same answer as each teacher.
+
+    `{model: {teacher: figures}}`, the figures by seed in the shape of `summarize`. Teachers have
+    one run; a teacher is not compared with itself.
+    """
+    answers = {model: _answers(model) for model in dict.fromkeys([*models, *teachers])}
+    of_teachers = {teacher: next(iter(answers[teacher].values())) for teacher in teachers}
+    return {
+        model: summarize(
+            {
+                seed: {
+                    teacher: float(np.mean(own == theirs))
+                    for teacher, theirs in of_teachers.items()
+                    if teacher != model
+                }
+                for seed, own in answers[model].items()
+            }
+        )
+        for model in models
+    }
+
+
+def class_table(models: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """A row a class: its name, its clean test images, and each model's accuracy on them.
+
+    `labels` (N,) are the test images'. Accuracies are means over seeds; of a class without images
+    they are missing.
+    """
+    images = np.bincount(labels, minlength=len(classes))
+    table = pd.DataFrame({"class": list(classes), "images": images})
+    for model in models:
+        runs = _answers(model).values()
+        table[model] = np.mean([class_accuracies(x, labels, len(classes)) for x in runs], axis=0)
+    return table
+
+
+def _answers(name: str) -> dict[str, np.ndarray]:
+    """The classes, (N,), that each run of a model gives to the clean test images."""
+    seeds = read_seeds(name)
+    logits = read_logits(name, "test", (len(seeds), None, None), mode="r")
+    return {seed: run.argmax(1) for seed, run in zip(seeds, logits, strict=True)}

@@ -1,8 +1,8 @@
-"""Means and standard deviations over seeds, in the shape DVC's metrics like."""
+"""Means, standard deviations and paired differences over seeds."""
 
 from collections.abc import Mapping
 from statistics import mean, stdev
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pandas as pd
 from pydantic import AfterValidator, FiniteFloat
@@ -26,11 +26,19 @@ Metrics = dict[str, Figures]
 CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
 
 
+def loss_terms(curves: pd.DataFrame) -> list[str]:
+    """The columns of a model's curves beside CURVES."""
+    return [name for name in map(str, curves) if name not in CURVES]
+
+
+# --- one model ----------------------------------------------------------------------------------
+
+
 def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """`{seed: {metric: value}}` to `{metric: {mean, sd, seed: value, ...}}`.
 
-    sd is the sample standard deviation; with one seed it is left out. A metric that some seeds lack
-    has neither mean nor sd, which would be those of fewer seeds than other metrics'.
+    sd is the sample's standard deviation (n - 1); with one seed it is left out. A metric that some
+    seeds lack has neither mean nor sd, which would be those of fewer seeds than other metrics'.
     """
     summary = {}
     for metric in dict.fromkeys(metric for result in results.values() for metric in result):
@@ -54,3 +62,38 @@ def write_training(
         curves.reindex(columns=list(columns)).to_csv(part, index=False)
     write_json(f"metrics/train/{name}.json", summarize(results))
     print(f"metrics/train/{name}.json, metrics/curves/{name}.csv")
+
+
+# --- one model against another ------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    """A model minus a reference, seed by seed.
+
+    `mean` of the differences and its `standard_error`: their sample's standard deviation over the
+    root of the number of seeds. One seed has no standard error.
+    """
+
+    mean: float
+    standard_error: float | None
+    seeds: int
+
+    @property
+    def shown(self) -> bool:
+        """Whether the difference is beyond two standard errors."""
+        return self.standard_error is not None and abs(self.mean) > 2 * self.standard_error
+
+
+def paired(values: Mapping[str, float], reference: Mapping[str, float]) -> Difference:
+    """The difference of one metric of two models, each `{seed: value}`, over their common seeds.
+
+    A seed decides the order and the augmentation of the training images for both models, so a pair
+    shares this part of the spread, and its difference is without it. ValueError where the models
+    have no seed in common.
+    """
+    differences = [values[seed] - reference[seed] for seed in values if seed in reference]
+    if not differences:
+        raise ValueError(f"no seed of {', '.join(values)} is among {', '.join(reference)}")
+    count = len(differences)
+    error = stdev(differences) / count**0.5 if count > 1 else None
+    return Difference(mean(differences), error, count)

@@ -1,21 +1,21 @@
-"""One experiment's results in numbers, for `dvc metrics diff`, and in sentences.
+"""One experiment's results in numbers, for `dvc metrics diff` and for tables, and in sentences.
 
 Reads the metrics that the other stages wrote, below the working directory. Files of variants that
 params.yaml no longer names may still be there; only the files of the models asked for are read.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import pandas as pd
 from pydantic import ConfigDict, Field, FiniteFloat, with_config
+from scipy.stats import t as student_t
 from typing_extensions import TypedDict
 
 from richkd.base.errors import InputError
 from richkd.base.records import read_json
-from richkd.evaluate.scores import Scores
-from richkd.evaluate.seeds import Figures, Metrics
-from richkd.params.students import Variant
+from richkd.evaluate.scores import Scores, agreements
+from richkd.evaluate.seeds import Difference, Figures, Metrics, paired
 
 TEACHERS = ("teacher", "clip", "fused")
 ALONE = "ce"  # the student trained on labels alone, which every experiment has
@@ -30,21 +30,38 @@ class Column(NamedTuple):
     more_is_better: bool
 
 
+# The table of results. All are of clean images but those that say `corrupted`.
 COLUMNS = {
     "top1": Column("top-1, %", 100, 1, True),
     "top5": Column("top-5, %", 100, 1, True),
     "corrupted_top1": Column("corrupted top-1, %", 100, 1, True),
+    "retained": Column("retained under corruption, %", 100, 1, True),
     "mce": Column("mCE, %", 100, 1, False),
     "ece": Column("ECE, %", 100, 1, False),
     "nll": Column("NLL, nats", 1, 3, False),
     "confident_wrong": Column("confident and wrong, %", 100, 1, False),
+    "aurc": Column("AURC, %", 100, 2, False),
 }
-Summary = dict[str, dict[str, float]]
+# What `dvc metrics diff` shows of each model.
+HEADLINE = ("top1", "corrupted_top1", "ece", "nll", "confident_wrong")
 
 
-@with_config(ConfigDict(extra="allow"))
-class Calibrated(TypedDict):
-    """Of `metrics/calibrate/<name>.json`: on clean or on corrupted images.
+class Values(NamedTuple):
+    """One metric of a model: `by_seed` has the runs, such as `{"seed0": 0.9, "seed1": 0.8}`.
+
+    `sd` is the sample's standard deviation; with one seed it is None. The teachers have one seed.
+    """
+
+    mean: float
+    sd: float | None
+    by_seed: Mapping[str, float]
+
+
+Summary = dict[str, dict[str, Values]]  # by model and metric
+
+
+class Calibrated(TypedDict, extra_items=dict[str, FiniteFloat]):  # type: ignore[call-arg] # mypy does not know it
+    """Of `metrics/calibrate/<name>.json`: on clean images, or the mean over the corrupted sets.
 
     Without a fitted temperature there is no `ece_tempered`, and no mean where a seed has none.
     """
@@ -52,7 +69,7 @@ class Calibrated(TypedDict):
     ece: Figures
     nll: Figures
     confident_wrong: Figures
-    ece_tempered: NotRequired[dict[str, FiniteFloat]]
+    aurc: Figures
 
 
 class Calibration(TypedDict):
@@ -100,8 +117,40 @@ class Cached(TypedDict):
     single_prompt_accuracy: Figures
 
 
-# The columns of `metrics/fusion/alpha.csv`.
-ALPHA_COLUMNS = dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat)
+# The columns of `metrics/fusion/alpha.csv`: for each alignment of both teachers' logits, none,
+# temperature or standardize, a row for each alpha of `fusion.grid`. An alignment that is not
+# possible has no rows. `nll_tempered` is the NLL at the mixture's own best temperature, and empty
+# where there is none.
+ALPHA_COLUMNS = {
+    "align": Literal["none", "temperature", "standardize"],
+    **dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat),
+    "nll_tempered": float,
+}
+# The columns of `metrics/fusion/choices.csv`: a row for each way to choose the fused teacher,
+# measured on the validation images. Both files are empty where there are no such images.
+# - `align`: as above. `chosen`: how alpha was chosen. `given` is the number in params.yaml, or the
+#   paper's 0.7 where `fusion.alpha` is auto; `auto` the alpha of the lowest NLL at the mixture's
+#   best temperature; `per class` an alpha a class, whose row is there only where that wins on
+#   images that it was not fitted on.
+# - `alpha`: the alpha, `per class` the common one. `alpha_low` and `alpha_high`: the middle 95 % of
+#   the choices on bootstrap draws of the images, for `auto` alone.
+# - `temperature`: the best one of the mixture, and `nll_tempered`: the NLL there; empty if none is.
+# - For each of CHOICE_METRICS: the value, and in `<metric>_gain`, `_gain_low` and `_gain_high` its
+#   difference to the first row, align none and alpha given, with the 95 % interval of that
+#   difference on bootstrap draws of the images. More accuracy is better, and less of all else.
+# - `shipped`: true for the one row that the students learn from.
+CHOICE_METRICS = ("accuracy", "nll", "nll_tempered", "ece", "confident_wrong")
+CHOICE_COLUMNS = {
+    "align": Literal["none", "temperature", "standardize"],
+    "chosen": Literal["given", "auto", "per class"],
+    **dict.fromkeys(("alpha", "alpha_low", "alpha_high", "temperature"), float),
+    **{
+        f"{metric}{end}": float
+        for metric in CHOICE_METRICS
+        for end in ("", "_gain", "_gain_low", "_gain_high")
+    },
+    "shipped": bool,
+}
 Empty = Annotated[dict[str, Any], Field(max_length=0)]  # where there are no validation images
 
 
@@ -109,13 +158,20 @@ Empty = Annotated[dict[str, Any], Field(max_length=0)]  # where there are no val
 
 
 def read_summary(models: Sequence[str]) -> Summary:
-    """`{model: {metric: number}}`: means over seeds, and `<metric>_sd` where there are several.
+    """All metrics of the models, means and seed by seed.
 
-    Accuracy on validation images, everything else on test images; calibration as in
-    `metrics/calibrate`. Metrics that need validation images are left out where there are none, and
-    tempered ones where a run has no best temperature.
+    Accuracies after training (`train_accuracy`, `validation_accuracy`) and what
+    `metrics/train` has beside them; everything else is of test images: `metrics/evaluate`; the
+    clean part of `metrics/calibrate` under its own names, the corrupted part, a mean over the
+    corrupted sets as the accuracy is, with `corrupted_` in front; and `agreement_<teacher>`, the
+    share of the clean images with the teacher's answer. Metrics that need validation images are
+    left out where there are none, and tempered ones where a run has no best temperature.
     """
-    summary = {model: _flatten(_read_metrics(model)) for model in models}
+    summary = {model: _read_metrics(model) for model in models}
+    for model, shares in agreements(models, TEACHERS).items():
+        summary[model] |= {
+            f"agreement_{teacher}": _values(figures) for teacher, figures in shares.items()
+        }
     # The table of results has a cell for each of these metrics and models.
     for metric in COLUMNS:
         without = [model for model in models if metric not in summary[model]]
@@ -127,151 +183,141 @@ def read_summary(models: Sequence[str]) -> Summary:
     return summary
 
 
-def _read_metrics(model: str) -> dict[str, dict[str, float]]:
-    """Metrics of `model` in the shape of `richkd.evaluate.seeds.summarize`."""
+def _read_metrics(model: str) -> dict[str, Values]:
+    scores = read_json(f"metrics/evaluate/{model}.json", Scores)
     calibration = read_json(f"metrics/calibrate/{model}.json", Calibration)
-    clean, corrupted = calibration["clean"], calibration.get("corrupted", {})
-    metrics = {
-        "validation_accuracy": _validation_accuracy(model),
-        **read_json(f"metrics/evaluate/{model}.json", Scores),
-        **{key: clean.get(key) for key in ("ece", "ece_tempered", "nll", "confident_wrong")},
-        "corrupted_ece": corrupted.get("ece"),
-        "corrupted_ece_tempered": corrupted.get("ece_tempered"),
-        "corrupted_confident_wrong": corrupted.get("confident_wrong"),
+    figures = {
+        **_after_training(model, next(iter(_values(scores["top1"]).by_seed))),
+        **scores,
+        **calibration["clean"],
+        **{f"corrupted_{key}": x for key, x in calibration.get("corrupted", {}).items()},
     }
-    return {metric: values for metric, values in metrics.items() if values and "mean" in values}
+    return {metric: _values(found) for metric, found in figures.items() if "mean" in found}
 
 
-def _validation_accuracy(model: str) -> dict[str, float] | None:
-    """In the shape of `richkd.evaluate.seeds.summarize`; None without validation images."""
+def _values(figures: Mapping[str, float]) -> Values:
+    """From the shape of `richkd.evaluate.seeds.summarize`."""
+    by_seed = {key: value for key, value in figures.items() if key.startswith("seed")}
+    return Values(figures["mean"], figures.get("sd"), by_seed)
+
+
+def _after_training(model: str, seed: str) -> Metrics:
+    """The metrics of `metrics/train`; for CLIP and the fused teacher, of one seed, validation."""
     if model == "fused":
         fusion = read_json("metrics/fusion.json", Fusion | Empty)
-        return {"mean": fusion["fused"]["accuracy"]} if fusion else None
-    if model == "clip":
+        accuracy = fusion["fused"]["accuracy"] if fusion else None
+    elif model == "clip":
         cache = read_json("metrics/cache/clip.json", Cached | Empty)
-        return {"mean": cache["validation_accuracy"]} if cache else None
-    accuracy: dict[str, float] | None
-    accuracy = read_json(f"metrics/train/{model}.json", Metrics).get("validation_accuracy")
-    return accuracy
-
-
-def _flatten(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
-    flat = {}
-    for metric, values in metrics.items():
-        flat[metric] = values["mean"]
-        if "sd" in values:
-            flat[f"{metric}_sd"] = values["sd"]
-    return flat
-
-
-def accuracies_by_run(models: Sequence[str]) -> dict[str, list[float]]:
-    """The top-1 accuracies of each model's runs on the clean test images."""
-    accuracies = {}
-    for model in models:
-        values = read_json(f"metrics/evaluate/{model}.json", Scores)["top1"]
-        accuracies[model] = [value for key, value in values.items() if key.startswith("run")]
-    return accuracies
-
-
-def summary_table(summary: Summary, accuracies: Mapping[str, Sequence[float]]) -> pd.DataFrame:
-    """One row a model: model, runs, and every metric of the summary.
-
-    `accuracies` has one number for each run of a model. A missing sd is an empty cell.
-    """
-    rows = pd.DataFrame(summary).T
-    metrics = [name for name in map(str, rows) if not name.endswith("_sd")]
-    rows = rows.reindex(columns=[name for metric in metrics for name in (metric, f"{metric}_sd")])
-    rows.insert(0, "runs", [len(accuracies[model]) for model in summary])
-    return rows.rename_axis("model").reset_index()
-
-
-# --- which student is shown ---------------------------------------------------------------------
-
-
-class Shown(NamedTuple):
-    """The student that the report shows in detail, and the student to compare with.
-
-    Without variants there is `ce` alone: no reference, and the reason is empty.
-    """
-
-    student: str
-    reference: str | None
-    reason: str  # a sentence: why this student
-
-
-def choose_shown(summary: Summary, variants: Mapping[str, Variant]) -> Shown:
-    """Choose by validation accuracy, so that the test images do not decide.
-
-    The reference is the first variant under the teacher `teacher`, else `ce`. The student shown is
-    one under the fused teacher; where there is none, any variant but the reference. Where the
-    reference is the only variant, it is shown itself, and `ce` is the reference.
-    """
-    if not variants:
-        return Shown(ALONE, None, "")
-    under_teacher = [name for name, variant in variants.items() if variant.teacher == "teacher"]
-    reference = under_teacher[0] if under_teacher else ALONE
-    candidates = [name for name, variant in variants.items() if variant.teacher == "fused"]
-    group = "students under the fused teacher"
-    if not candidates:
-        candidates = [name for name in variants if name != reference]
-        group = f"variants other than {reference}" if under_teacher else "variants"
-    if not candidates:
-        return Shown(reference, ALONE, f"{reference} is shown since it is the only variant.")
-    if "validation_accuracy" not in summary[ALONE]:
-        student = candidates[-1]
-        reason = (
-            f"{student} is shown since it is the last of the {group} in distill.variants; "
-            "it was not chosen on test images."
-        )
+        accuracy = cache["validation_accuracy"] if cache else None
     else:
-        student = best_student(summary, candidates, "validation_accuracy")
-        reason = f"{student} is shown since it has the highest validation accuracy of the {group}."
-    return Shown(student, reference, reason)
+        metrics: Metrics = read_json(f"metrics/train/{model}.json", Metrics)
+        return metrics
+    if accuracy is None:
+        return {}
+    return {"validation_accuracy": {"mean": accuracy, seed: accuracy}}
 
 
-def best_student(summary: Summary, students: Sequence[str], metric: str) -> str:
-    """The student of the largest mean; the first of equals."""
-    return max(students, key=lambda student: summary[student][metric])
+def headline(summary: Summary) -> dict[str, dict[str, float]]:
+    """The few means that `dvc metrics diff` and `dvc exp show` show: `{model: {metric: mean}}`."""
+    return {
+        model: {metric: values[metric].mean for metric in HEADLINE if metric in values}
+        for model, values in summary.items()
+    }
+
+
+def results_table(summary: Summary) -> pd.DataFrame:
+    """Everything, a row a run and metric: model, seed, metric, value."""
+    rows = [
+        (model, int(seed.removeprefix("seed")), metric, value)
+        for model, metrics in summary.items()
+        for metric, values in metrics.items()
+        for seed, value in values.by_seed.items()
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "metric", "value"])
+
+
+def summary_table(summary: Summary) -> pd.DataFrame:
+    """One row a model: model, seeds (how many), and means of the table of results, with their sd.
+
+    Validation accuracy comes first. What is not there is an empty cell.
+    """
+    rows = []
+    for model, metrics in summary.items():
+        row: dict[str, Any] = {"model": model, "seeds": len(metrics["top1"].by_seed)}
+        for metric in ("validation_accuracy", *COLUMNS):
+            if metric in metrics:
+                row |= {metric: metrics[metric].mean, f"{metric}_sd": metrics[metric].sd}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# --- one student against another ----------------------------------------------------------------
+
+
+def differences(summary: Summary, reference: str) -> dict[str, dict[str, Difference]]:
+    """What each other student gains against `reference`, `{student: {metric: Difference}}`.
+
+    Paired by seed, for the metrics of the table of results. A difference that is `shown` is beyond
+    two standard errors.
+    """
+    students = [model for model in summary if model not in (*TEACHERS, reference)]
+    return {
+        student: {
+            metric: compare(summary, student, reference, metric)
+            for metric in COLUMNS
+            if metric in summary[student]
+        }
+        for student in students
+    }
+
+
+def compare(summary: Summary, student: str, reference: str, metric: str) -> Difference:
+    """What `student` has more of `metric` than `reference`, paired by seed."""
+    return paired(summary[student][metric].by_seed, summary[reference][metric].by_seed)
+
+
+def best_students(summary: Summary, metric: str) -> set[str]:
+    """The students to set in bold: the best mean, and all within one standard error of it.
+
+    The standard error is that of the paired difference from the best. With one seed there is none,
+    so the best and its equals alone are set in bold.
+    """
+    students = [model for model in summary if model not in TEACHERS]
+    sign = 1 if COLUMNS[metric].more_is_better else -1
+    best = max(students, key=lambda student: sign * summary[student][metric].mean)
+    behind = {student: compare(summary, student, best, metric) for student in students}
+    return {
+        student for student, gap in behind.items() if abs(gap.mean) <= (gap.standard_error or 0)
+    }
 
 
 # --- sentences ----------------------------------------------------------------------------------
 
 
-def findings(summary: Summary, reference: str | None, dataset: str) -> list[str]:
+def findings(summary: Summary, best: str, dataset: str) -> list[str]:
     """What the numbers say, whichever way they fall; accuracies on test images.
 
-    Every variant is compared with `reference`, a student. Without a reference `ce` is the only
-    student, and no students are compared.
+    `best` is the best student, as chosen without the test images.
     """
-    students = [model for model in summary if model not in TEACHERS]
-    best = best_student(summary, students, "top1")
-    sentences = [_fused_and_parts(summary)]
-    if reference is not None:
-        others = [student for student in students if student not in (ALONE, reference)]
-        comparisons = [_comparison(summary, student, reference) for student in others]
-        sentences = [*comparisons, *sentences, _best_and_alone(summary, best)]
-    return [*sentences, _caution(summary, best, dataset)]
+    return [_fused_and_parts(summary), _caution(summary, best, dataset)]
 
 
-def _comparison(summary: Summary, student: str, reference: str) -> str:
-    parts = []
-    for metric, images in _accuracies(summary):
-        a, b = summary[student], summary[reference]
-        difference = 100 * (a[metric] - b[metric])
-        part = f"{signed(difference)} points on {images} images"
-        if f"{metric}_sd" in a:
-            sd = 100 * max(a[f"{metric}_sd"], b[f"{metric}_sd"])
-            verdict = "more than one sd" if abs(difference) > sd else "within one sd"
-            part += f" ({verdict}: the larger of the two is {sd:.1f})"
-        parts.append(part)
-    alone = "" if "top1_sd" in summary[student] else "; one seed, so no spread to compare with"
-    return f"{student} against {reference}: {', '.join(parts)}{alone}."
+def meaning_of_shown(seeds: int) -> str:
+    """What ± and bold mean in a table of differences over so many seeds."""
+    if seeds == 1:
+        return "With one seed there is no standard error, so no difference is shown."
+    chance = 2 * student_t.sf(2, seeds - 1)
+    return (
+        "± is the standard error of the mean difference, paired by seed; bold is what lies beyond "
+        f"two of them. With {seeds} seeds, chance alone lies beyond in {100 * chance:.0f} % of "
+        "comparisons."
+    )
 
 
 def _fused_and_parts(summary: Summary) -> str:
     parts = []
     for metric, images in _accuracies(summary):
-        teacher, clip, fused = (100 * summary[model][metric] for model in TEACHERS)
+        teacher, clip, fused = (100 * summary[model][metric].mean for model in TEACHERS)
         if fused > max(teacher, clip):
             verdict = "above both its parts"
         elif fused >= min(teacher, clip):
@@ -285,22 +331,13 @@ def _fused_and_parts(summary: Summary) -> str:
     return f"The fused teacher is {' and '.join(parts)}."
 
 
-def _best_and_alone(summary: Summary, best: str) -> str:
-    behind = 100 * (summary[best]["top1"] - summary[ALONE]["top1"])
-    if behind > 0:
-        return (
-            f"The best student on clean images is {best}; {ALONE}, trained on labels alone, is "
-            f"{behind:.1f} points below it."
-        )
-    return f"No student is above {ALONE}, trained on labels alone, on clean images."
-
-
 def _caution(summary: Summary, best: str, dataset: str) -> str:
     caution = "The spread over seeds says nothing about the choice of images"
     if dataset == "digits":
         caution += ", which share scans within a split"
     if "validation_accuracy" in summary[best]:
-        gap = 100 * (summary[best]["top1"] - summary[best]["validation_accuracy"])
+        accuracy = summary[best]["validation_accuracy"]
+        gap = 100 * (summary[best]["top1"].mean - accuracy.mean)
         caution += f": {best} is {signed(gap)} points on test against validation images"
     return f"{caution}. Differences between models on the same images are the firmer figure."
 
@@ -315,12 +352,3 @@ def signed(value: float, decimals: int = 1) -> str:
     """`value` rounded, with its sign; a zero is +0."""
     # Adding 0 takes the sign off a zero that rounding left negative.
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
-
-
-def mean_and_sd(values: Mapping[str, float], metric: str) -> str:
-    """A mean, with its standard deviation where it has one, as the tables show it."""
-    column = COLUMNS.get(metric, COLUMNS["top1"])
-    text = f"{column.scale * values[metric]:.{column.decimals}f}"
-    if f"{metric}_sd" in values:
-        text += f" ± {column.scale * values[f'{metric}_sd']:.{column.decimals}f}"
-    return text

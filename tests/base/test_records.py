@@ -64,9 +64,12 @@ RECIPE = {
     "lam": 0.5,
     "scales": {"teacher": 1.0, "clip": 2.0},
     "tables": {"teacher": "1", "clip": "2"},
+    "standardize": True,
+    "class_alphas": [0.25, 0.5],
 }
 FIGURES = {"mean": 0.5, "sd": 0.1, "seed0": 0.4, "seed1": 0.6}
-CALIBRATED = {"ece": FIGURES, "nll": FIGURES, "confident_wrong": FIGURES}
+CALIBRATED = dict.fromkeys(("ece", "nll", "confident_wrong", "aurc"), FIGURES)
+SCORES = dict.fromkeys(("top1", "top5", "balanced_accuracy"), FIGURES)
 MIXTURE = {key: 0.25 for key in summary.Mixture.__annotations__}
 FUSION = {name: MIXTURE for name in ("teacher", "clip", "fused")} | {
     "best_alpha": {"alpha": 0.5, "accuracy": 0.5}
@@ -94,8 +97,8 @@ JSON = {
     "cache/fused/fused.json": (RECIPE, fusion.load_recipe),
     "data/shifted/sets.json": (SETS, scores.shifted_sets),
     "metrics/evaluate/x.json": (
-        {"top1": FIGURES, "top5": FIGURES, "corrupted_top1": FIGURES},
-        lambda: summary.accuracies_by_run(["x"]),
+        SCORES | {"corrupted_top1": FIGURES},
+        lambda: read_json("metrics/evaluate/x.json", scores.Scores),
     ),
     "metrics/calibrate/x.json": (
         {"clean": CALIBRATED, "corrupted": CALIBRATED},
@@ -130,8 +133,15 @@ CSV = {
         lambda: read_csv("metrics/calibrate/x.csv", report.BIN_COLUMNS),
     ),
     "metrics/fusion/alpha.csv": (
-        {"alpha": [0.0, 1.0], "accuracy": [0.5, 0.25], "nll": [1.0, 2.0], "ece": [0.1, 0.2]},
+        {"align": "none", "alpha": [0.0, 1.0]}
+        | dict.fromkeys(("accuracy", "nll", "ece"), [0.5, 0.25])
+        | {"nll_tempered": [None, 0.5]},
         lambda: read_csv("metrics/fusion/alpha.csv", summary.ALPHA_COLUMNS),
+    ),
+    "metrics/fusion/choices.csv": (
+        {name: [0.5, None] for name in summary.CHOICE_COLUMNS}
+        | {"align": "none", "chosen": ["given", "auto"], "shipped": [False, True]},
+        lambda: read_csv("metrics/fusion/choices.csv", summary.CHOICE_COLUMNS),
     ),
 }
 LABELS = np.array([0, 1, 2, 0])
@@ -139,6 +149,10 @@ OTHERS = {
     "predictions/x/test.npy": (
         lambda path: write_array(path, np.eye(4, 3, dtype=np.float32)[None]),
         lambda: scores.read_logits("x", "test", (None, 4, 3), LABELS, "r"),
+    ),
+    "predictions/x/seeds.json": (
+        lambda path: write_json(path, ["seed0", "seed1"]),
+        lambda: scores.read_seeds("x"),
     ),
     "predictions/x/corrupted.npy": (
         lambda path: write_array(path, np.zeros((1, 0, 5, 4, 3), np.float16)),
@@ -387,6 +401,7 @@ def test_logits_of_other_classes_are_refused(here):
 
 def test_a_class_beyond_those_of_the_logits_is_refused(here):
     write_json(SHIFTED / "sets.json", {"v2": {"images": 1, "classes": [3]}})
+    write_json("predictions/x/seeds.json", ["seed0"])
     write_array("predictions/x/test.npy", np.zeros((1, 4, 3), np.float32))
     write_array("predictions/x/corrupted.npy", np.zeros((1, 0, 5, 4, 3), np.float16))
     with pytest.raises(InputError, match="sets.json: v2 has the class 3, of 3"):
@@ -394,10 +409,15 @@ def test_a_class_beyond_those_of_the_logits_is_refused(here):
 
 
 def test_metrics_that_one_model_lacks_are_named(here):
-    for model in ("teacher", "ce"):
+    models = ["teacher", "ce", "clip", "fused"]
+    write_json("metrics/fusion.json", {})
+    write_json("metrics/cache/clip.json", {})
+    for model in models:
         write_json(f"metrics/train/{model}.json", {})
         write_json(f"metrics/calibrate/{model}.json", {"clean": CALIBRATED})
         more = {"mce": FIGURES} if model == "teacher" else {}
-        write_json(f"metrics/evaluate/{model}.json", {"top1": FIGURES, "top5": FIGURES, **more})
+        write_json(f"metrics/evaluate/{model}.json", SCORES | more)
+        write_json(f"predictions/{model}/seeds.json", ["seed0"])
+        write_array(f"predictions/{model}/test.npy", np.zeros((1, 4, 3), np.float32))
     with pytest.raises(InputError, match="the metrics of ce have no mce"):
-        summary.read_summary(["teacher", "ce"])
+        summary.read_summary(models)

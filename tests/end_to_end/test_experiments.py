@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from pipeline import command, hashes, stages_run
 
+from richkd.evaluate.summary import HEADLINE
+
 pytestmark = pytest.mark.slow
 
 DKD = "{teacher: fused, dkd: {weight: 1.0, alpha: 1.0, beta: 8.0, temperature: 4.0, warm_up: 2}}"
@@ -42,6 +44,20 @@ def test_an_experiment_runs_what_follows_from_its_change(
     assert trained == {f"models/{x}/seed{seed}.safetensors" for x in variants for seed in (0, 1)}
     summary = json.loads((copy / "metrics/summary.json").read_text())
     assert set(summary) == {"teacher", "clip", "fused", *students.split()}
+    if change.startswith("fusion"):
+        check_headline(copy)
+
+
+def check_headline(folder: Path) -> None:
+    """`dvc metrics diff` has a line a figure of the models that changed, and no detail."""
+    head, _, *lines = command(folder, "dvc", "metrics", "diff", "--md").splitlines()
+    assert "metrics/summary.json" in lines[0] and "Path" in head
+    metrics = [line.split("|")[2].strip() for line in lines if "|" in line]
+    shown = {f"{x}.{y}" for x in ("fused", "LF") for y in HEADLINE}
+    assert set(metrics) <= shown and len(metrics) == len(set(metrics)) > 5
+    assert max(len(line) for line in lines) <= 120
+    shown_by_exp = command(folder, "dvc", "exp", "show", "--csv").splitlines()[0]
+    assert "accuracy" not in shown_by_exp and "LF.confident_wrong" in shown_by_exp
 
 
 def test_a_sweep_runs_what_follows_from_alpha(copy: Path) -> None:

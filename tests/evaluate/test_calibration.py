@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.special import softmax
 
 from richkd.evaluate.calibration import (
     adaptive_calibration_error,
+    area_under_risk_coverage,
     brier_score,
     classwise_calibration_error,
     confidence_quadrants,
@@ -20,6 +22,7 @@ from richkd.evaluate.calibration import (
     maximum_calibration_error,
     measure,
     negative_log_likelihood,
+    pool_curves,
     reliability_curve,
 )
 from richkd.params import Calibration
@@ -31,7 +34,7 @@ ERRORS = [
     adaptive_calibration_error,
     classwise_calibration_error,
 ]
-FIGURES = [*ERRORS, brier_score, negative_log_likelihood]
+FIGURES = [*ERRORS, area_under_risk_coverage, brier_score, negative_log_likelihood]
 
 
 def binary(*first: float) -> np.ndarray:
@@ -165,6 +168,20 @@ def test_one_bin_is_the_difference_of_the_means(case: tuple[np.ndarray, np.ndarr
         assert error(*case, bins=1) == pytest.approx(gap, abs=1e-12)
 
 
+@quick
+@given(predictions(), predictions(), st.integers(1, 20))
+def test_curves_of_several_sets_are_that_of_all_samples(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], bins: int
+) -> None:
+    classes = min(one[0].shape[1], other[0].shape[1])
+    sets = [(softmax(x[:, :classes], axis=1), labels % classes) for x, labels in (one, other)]
+    together = np.concatenate([x for x, _ in sets]), np.concatenate([x for _, x in sets])
+    pooled = pool_curves([reliability_curve(*of_set, bins) for of_set in sets])
+    for key, expected in reliability_curve(*together, bins).items():
+        np.testing.assert_allclose(pooled[key], expected)
+        assert pooled[key].dtype == expected.dtype
+
+
 # --- scores -------------------------------------------------------------------------------------
 
 
@@ -205,6 +222,52 @@ def test_quadrants_sum_to_one(case: tuple[np.ndarray, np.ndarray], threshold: fl
     quadrants = confidence_quadrants(*case, threshold)
     assert sum(quadrants.values()) == pytest.approx(1)
     assert min(quadrants.values()) >= 0
+
+
+# --- risk and coverage --------------------------------------------------------------------------
+
+
+def test_risk_coverage_by_hand() -> None:
+    # From the most confident down: right, wrong, right, wrong.
+    probabilities = binary(0.9, 0.8, 0.3, 0.6)
+    labels = np.array([0, 1, 1, 1])
+    expected = (0 / 1 + 1 / 2 + 1 / 3 + 2 / 4) / 4
+    assert area_under_risk_coverage(probabilities, labels) == pytest.approx(expected)
+
+
+def test_risk_coverage_at_its_ends() -> None:
+    certain = np.eye(3)
+    assert area_under_risk_coverage(certain, [0, 1, 2]) == 0
+    assert area_under_risk_coverage(certain, [1, 2, 0]) == 1
+    # Confidence that says nothing: at every coverage the risk is the error rate.
+    same = np.repeat(binary(0.8), 10, axis=0)
+    labels = np.repeat([0, 1], [7, 3])
+    assert area_under_risk_coverage(same, labels) == pytest.approx(0.3)
+
+
+def test_errors_among_the_least_confident_cost_least() -> None:
+    probabilities = binary(*np.linspace(0.99, 0.51, 20))
+    last, first = np.repeat([0, 1], [15, 5]), np.repeat([1, 0], [5, 15])
+    # k answers are asked for: 15 are right, then the errors come.
+    best = sum(max(0, k - 15) / k for k in range(1, 21)) / 20
+    assert area_under_risk_coverage(probabilities, last) == pytest.approx(best)
+    worst = sum(min(k, 5) / k for k in range(1, 21)) / 20
+    assert area_under_risk_coverage(probabilities, first) == pytest.approx(worst)
+
+
+@quick
+@given(st.lists(st.tuples(st.sampled_from([0.6, 0.8, 0.9]), st.booleans()), min_size=1, max_size=5))
+def test_risk_coverage_of_equal_confidences_is_the_mean_over_their_orders(
+    answers: list[tuple[float, bool]],
+) -> None:
+    areas = []
+    for order in permutations(answers):
+        # sorted() keeps the order of equals, so that each order of them occurs as often.
+        wrong = [not right for _, right in sorted(order, key=lambda answer: -answer[0])]
+        areas.append(np.mean(np.cumsum(wrong) / np.arange(1, len(wrong) + 1)))
+    labels = [0 if right else 1 for _, right in answers]
+    found = area_under_risk_coverage(binary(*(x for x, _ in answers)), labels)
+    assert found == pytest.approx(np.mean(areas))
 
 
 # --- temperature --------------------------------------------------------------------------------
@@ -311,13 +374,13 @@ def test_measured_figures_are_those_of_the_functions() -> None:
     tempered = softmax(logits.astype(float) / 2, axis=1)
     assert figures == {
         "ece": expected_calibration_error(probabilities, labels, 7),
-        "mce": maximum_calibration_error(probabilities, labels, 7),
+        "maximum_ce": maximum_calibration_error(probabilities, labels, 7),
         "adaptive_ece": adaptive_calibration_error(probabilities, labels, 7),
         "classwise_ece": classwise_calibration_error(probabilities, labels, 7),
         "brier": brier_score(probabilities, labels),
         "nll": negative_log_likelihood(probabilities, labels),
+        "aurc": area_under_risk_coverage(probabilities, labels),
         **confidence_quadrants(probabilities, labels, 0.6),
-        "temperature": 2.0,
         "ece_tempered": expected_calibration_error(tempered, labels, 7),
         "nll_tempered": negative_log_likelihood(tempered, labels),
     }

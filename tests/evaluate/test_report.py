@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,21 @@ import yaml
 from PIL import Image
 
 from richkd.base.files import replacing, write_array, write_json
+from richkd.base.revision import Commit
 from richkd.data.dataset import SHIFTED, Info, Manifest, Split, load_split, save_info, save_split
 from richkd.evaluate import plots, report
-from richkd.evaluate.scores import ALEXNET, score
-from richkd.evaluate.seeds import summarize
-from richkd.evaluate.summary import TEACHERS, Shown, mean_and_sd, signed
+from richkd.evaluate.examples import picture_uri
+from richkd.evaluate.scores import ALEXNET, LARGEST, score
+from richkd.evaluate.seeds import Difference, summarize
+from richkd.evaluate.summary import (
+    CHOICE_METRICS,
+    TEACHERS,
+    Summary,
+    Values,
+    best_students,
+    differences,
+    read_summary,
+)
 from stages import calibrate
 from stages import report as stage
 
@@ -109,7 +120,7 @@ def experiment(
     for model in [*TEACHERS, "ce", *variants]:
         runs = [0] if model in TEACHERS else seeds
         shape = len(names), len(severities)
-        predictions(rng, model, labels, len(runs), shape, shifted)
+        predictions(rng, model, labels, runs, shape, shifted)
         score(model, labels["test"], names, severities, dataset == "imagenet")
         calibrate.main(model)
         ready_made = model == "teacher" and params["teacher"]["source"] != "train"
@@ -148,12 +159,14 @@ def predictions(
     rng: np.random.Generator,
     model: str,
     labels: dict[str, np.ndarray],
-    runs: int,
+    runs: Sequence[int],
     shape: tuple[int, int],
     shifted: dict[str, Any],
 ) -> None:
+    write_json(f"predictions/{model}/seeds.json", [f"seed{i}" for i in runs])
+
     def logits(truth: np.ndarray, *leading: int) -> np.ndarray:
-        noise = rng.normal(size=(runs, *leading, len(truth), 10)) * 2
+        noise = rng.normal(size=(len(runs), *leading, len(truth), 10)) * 2
         noisy: np.ndarray = (np.eye(10)[truth] * 3 + noise).astype(np.float32)
         return noisy
 
@@ -187,12 +200,28 @@ def teachers(rng: np.random.Generator, validation: int) -> None:
     fusion = {model: dict(zip(keys, rng.random(len(keys)), strict=True)) for model in TEACHERS}
     fusion["best_alpha"] = {"alpha": 0.5, "accuracy": 0.87654}
     write_json("metrics/fusion.json", fusion if validation else {})
-    grid = {"alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
-    with replacing("metrics/fusion/alpha.csv") as part:
-        pd.DataFrame(grid)[: 3 if validation else 0].to_csv(part, index=False)
+    write_choices(validation)
     single = {"mean": 0.6, "a photo of {}": 0.5, "<i>{}</i>": 0.7}
     found = {"validation_accuracy": 0.65, "single_prompt_accuracy": single}
     write_json("metrics/cache/clip.json", found if validation else {})
+
+
+def write_choices(validation: int, gain: float = 0.0) -> None:
+    """What `fusion` writes of the choices; by `auto` the accuracy is higher by `gain`."""
+    line = {"alpha": [0.0, 0.5, 1.0], "accuracy": [0.6, 0.7, 0.5], "nll": 1.0, "ece": 0.1}
+    curve = pd.DataFrame({"align": "none", **line, "nll_tempered": [0.9, 0.8, 1.0]})
+    choices = pd.DataFrame({"align": "none", "chosen": ["given", "auto"], "alpha": [0.25, 0.4375]})
+    choices = choices.assign(alpha_low=[None, 0.375], alpha_high=[None, 0.5], temperature=1.0)
+    for metric in CHOICE_METRICS:
+        better = gain if metric == "accuracy" else 0.0
+        choices[metric] = [0.65, 0.65 + better]
+        choices[f"{metric}_gain"] = [0.0, better]
+        choices[f"{metric}_gain_low"] = [0.0, better - 0.02]
+        choices[f"{metric}_gain_high"] = [0.0, better + 0.02]
+    choices["shipped"] = [True, False]
+    for name, table in (("alpha", curve), ("choices", choices)):
+        with replacing(f"metrics/fusion/{name}.csv") as part:
+            table[: len(table) if validation else 0].to_csv(part, index=False)
 
 
 @pytest.fixture(scope="module")
@@ -242,37 +271,33 @@ def visible(page: Page) -> str:
     return " ".join(page.text.split())
 
 
+def summary_of(folder: Path, variants: Variants) -> Summary:
+    """What the page was made from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return read_summary([*TEACHERS, "ce", *variants])
+
+
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_summary_is_what_dvc_metrics_diff_takes(full: Path) -> None:
-    summary = json.loads((full / "metrics/summary.json").read_text())
-    assert list(summary) == ["teacher", "clip", "fused", "ce", "kd", "L", "F", "LF"]
-    assert all(isinstance(x, float) for values in summary.values() for x in values.values())
-    evaluate = json.loads((full / "metrics/evaluate/LF.json").read_text())
-    calibration = json.loads((full / "metrics/calibrate/LF.json").read_text())
-    for metric in ("top1", "top5", "corrupted_top1"):
-        assert summary["LF"][metric] == evaluate[metric]["mean"]
-        assert summary["LF"][f"{metric}_sd"] == evaluate[metric]["sd"]
-    assert summary["LF"]["ece"] == calibration["clean"]["ece"]["mean"]
-    assert summary["LF"]["corrupted_ece"] == calibration["corrupted"]["ece"]["mean"]
-    assert summary["clip"]["validation_accuracy"] == 0.65
-    assert not any(key.endswith("_sd") for key in summary["teacher"])
-
-
-def test_summary_table_has_a_row_a_model(full: Path) -> None:
-    table = pd.read_csv(full / "metrics/summary.csv")
-    assert list(table.columns[:4]) == [
-        "model", "runs", "validation_accuracy", "validation_accuracy_sd",
-    ]  # fmt: skip
-    assert table.set_index("model").runs.LF == 2
-    assert table.set_index("model").top1_sd.isna().sum() == 3  # the teachers
+def test_files_of_all_results(full: Path) -> None:
+    summary = summary_of(full, FULL["variants"])
+    headline = json.loads((full / "metrics/summary.json").read_text())
+    assert list(headline) == list(summary)
+    assert headline["LF"]["top1"] == summary["LF"]["top1"].mean
+    table = pd.read_csv(full / "metrics/summary.csv").set_index("model")
+    assert list(table.index) == list(summary) and table.seeds.LF == 2
+    runs = pd.read_csv(full / "metrics/results.csv").query("model == 'LF' and metric == 'top1'")
+    assert list(runs.seed) == [0, 3] and runs.value.mean() == summary["LF"]["top1"].mean
 
 
 def test_same_inputs_same_bytes(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(full)
     files = [Path("report/index.html"), Path("report/results.png"), Path("metrics/summary.csv")]
     before = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
     stage.main()
     assert [path.read_bytes() for path in files] == before
 
@@ -298,7 +323,8 @@ def test_page_needs_nothing_but_itself(page: str) -> None:
         assert attributes.get("src", "data:").startswith("data:")
         if "href" in attributes:
             assert tag == "a"
-    assert not re.search(r"url\(|@import", page)
+        assert attributes.get("xlink:href", "#").startswith("#")
+    assert not re.search(r"url\((?!#)|@import", page)
 
 
 def test_page_is_accessible(page: str) -> None:
@@ -306,26 +332,71 @@ def test_page_is_accessible(page: str) -> None:
     assert ("html", {"lang": "en"}) in tags
     assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
     assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+    drawings = [attributes for tag, attributes in tags if attributes.get("role") == "img"]
+    assert all(attributes.get("aria-label") for attributes in drawings)
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+
+
+def test_contents_lead_to_every_section(page: str) -> None:
+    tags = Page(page).tags
+    links = [x["href"][1:] for tag, x in tags if tag == "a" and x["href"].startswith("#")]
+    assert links == [x["id"] for tag, x in tags if tag == "h2"] and "fusion" in links
+
+
+def test_figures_are_legible_on_the_dark_page(page: str) -> None:
+    """Colours that the dark page changes are variables, and both pages set each of them."""
+    style = page[: page.index("</style>")]
+    light, dark = style.split("@media (prefers-color-scheme: dark)")[:2]
+    for color, instead in plots.DARK.items():
+        assert f"--{color[1:]}: {color};" in light and f"--{color[1:]}: {instead};" in dark
+    drawn = "".join(re.findall("<svg.*?</svg>", page, re.DOTALL))
+    used = set(re.findall(r"var\(--([0-9a-f]{6})\)", drawn))
+    assert {"000000", "dddddd"} <= used <= {color[1:] for color in plots.DARK}
+    assert not any(color in drawn for color in plots.DARK)
 
 
 def test_page_holds_the_numbers(page: str, full: Path) -> None:
     text = Page(page).text
-    summary = json.loads((full / "metrics/summary.json").read_text())
+    summary = summary_of(full, FULL["variants"])
     for values in summary.values():
         for metric in report.shown_metrics(summary):
-            assert mean_and_sd(values, metric) in text
-    assert "87.7 %" in text  # the best alpha's
+            assert report.mean_and_error(values[metric], metric) in text
     assert "65.0 %" in text and "60.0 %" in text and "+5.0 points" in text  # prompts
     assert (full / "params.yaml").read_text().strip() in text
     assert "python 3.11.7, torch 2.11" in text
     assert "Frost: generated textures" in text
 
 
-def test_best_student_of_each_column_is_bold(page: str, full: Path) -> None:
-    summary = json.loads((full / "metrics/summary.json").read_text())
-    students = [summary[name] for name in ("ce", "kd", "L", "F", "LF")]
-    best = max(students, key=lambda values: values["top1"])
-    assert f"<strong>{mean_and_sd(best, 'top1')}</strong>" in page
+def test_intervals_are_standard_errors() -> None:
+    values = Values(0.9, 0.02, dict.fromkeys(("seed0", "seed1", "seed2", "seed3"), 0.9))
+    assert report.mean_and_error(values, "top1") == "90.0 ± 1.0"
+    assert report.mean_and_error(values, "nll") == "0.900 ± 0.010"
+    assert report.mean_and_error(Values(0.9, None, {"seed0": 0.9}), "top1") == "90.0"
+    assert report.against(Difference(-0.01, 0.0025, 4), "top1") == "−1.0 ± 0.2"
+    assert report.against(Difference(0.01, None, 1), "top1") == "+1.0"
+
+
+def table(page: str, name: str) -> list[list[tuple[str, bool]]]:
+    """The rows of the table of a name: each cell's text, and whether it is bold."""
+    part = page[page.index(f'aria-label="{name}"') :]
+    body = part[part.index("<tbody>") : part.index("</tbody>")]
+    cells = [re.findall("<td>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
+    return [[(re.sub("</?strong>", "", x), "<strong>" in x) for x in row] for row in cells]
+
+
+def test_bold_is_what_the_summary_says(page: str, full: Path) -> None:
+    summary = summary_of(full, FULL["variants"])
+    metrics = report.shown_metrics(summary)
+    for (model, values), row in zip(summary.items(), table(page, "Results"), strict=True):
+        assert row == [
+            (report.mean_and_error(values[metric], metric), model in best_students(summary, metric))
+            for metric in metrics
+        ]
+    gains = differences(summary, "kd")
+    assert list(gains) == ["ce", "L", "F", "LF"]
+    for of_student, row in zip(gains.values(), table(page, "Differences from kd"), strict=True):
+        assert row == [(report.against(x, metric), x.shown) for metric, x in of_student.items()]
 
 
 def test_names_are_escaped(page: str) -> None:
@@ -350,7 +421,7 @@ def test_small_experiments(here: Path, change: dict[str, Any]) -> None:
     text = Page(Path("report/index.html").read_text()).text
     assert "nan" not in text.lower()
     assert (" ± " in text) == (len(settings["seeds"]) > 1)
-    assert ("one seed" in text) == (len(settings["seeds"]) == 1)
+    assert ("one seed, so there are no standard errors" in text) == (len(settings["seeds"]) == 1)
     assert ("Frost: generated textures" in text) == ("names" not in change)
     models = [*TEACHERS, "ce", *settings["variants"]]
     assert list(pd.read_csv("metrics/summary.csv").model) == models
@@ -369,9 +440,8 @@ def report_of(variants: Variants, **settings: Any) -> tuple[Page, str]:
 
 
 def figures(page: Page) -> list[str]:
-    """The alt texts of the images that are no examples."""
-    alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
-    return [alt for alt in alts if not alt.startswith("Test image")]
+    """The labels of the figures."""
+    return [x["aria-label"] for tag, x in page.tags if tag == "div" and x.get("role") == "img"]
 
 
 def test_without_variants_there_is_the_student_alone(here: Path) -> None:
@@ -381,8 +451,8 @@ def test_without_variants_there_is_the_student_alone(here: Path) -> None:
         "labelled images, alone. The teachers that it is compared with are a conventional" in text
     )
     # No sentence, table or kind of example compares two students.
-    assert "against kd" not in text and "against ce" not in text
-    assert "best student on clean" not in text and "No student is above" not in text
+    assert "minus ce" not in text and "differs by" not in text
+    assert "The best student is ce: of all students it has the highest accuracy" in text
     assert " minus " not in text and "gains or loses" not in text
     assert "By severity: the fused teacher and ce." in text
     assert "ce by severity, %" in text
@@ -394,24 +464,48 @@ def test_without_variants_there_is_the_student_alone(here: Path) -> None:
     assert [alt.split(":")[0].split()[-1] for alt in drawn] == ["teacher", "ce"]
 
 
-@pytest.mark.parametrize("validation", [30, 0])
-def test_one_variant_under_clip_is_compared_with_the_student_alone(
-    here: Path, validation: int
+BEST = "best student is {}: of all students it has the highest accuracy on the validation images."
+
+
+def validation_accuracies(**accuracies: float) -> None:
+    """Let the students have these accuracies on validation images, with each seed."""
+    for model, accuracy in accuracies.items():
+        path = Path(f"metrics/train/{model}.json")
+        found = json.loads(path.read_text())["validation_accuracy"]
+        seeds = {x: {"validation_accuracy": accuracy} for x in found if x.startswith("seed")}
+        write_json(path, summarize(seeds))
+
+
+@pytest.mark.parametrize(
+    "accuracies, best, reference",
+    [
+        ({"ce": 0.1, "kd": 0.2, "L": 0.3}, "L", "kd"),
+        ({"ce": 0.1, "kd": 0.3, "L": 0.2}, "kd", "ce"),
+        ({"ce": 0.3, "kd": 0.2, "L": 0.1}, "ce", "kd"),
+    ],
+)
+def test_the_best_student_is_chosen_on_validation_images_and_named_once(
+    here: Path, accuracies: dict[str, float], best: str, reference: str
 ) -> None:
-    dataset = {"dataset": CIFAR | {"validation": validation}}
-    _, text = report_of({"seen": UNDER_CLIP}, validation=validation, **dataset)
-    assert "seen kd under CLIP" in text
-    assert "seen against ce: " in text
-    assert "seen minus ce by severity, points" in text
-    assert "The fused teacher is right, seen wrong" in text
-    reason = "it has the highest validation accuracy of" if validation else "it is the last of"
-    assert f"seen is shown since {reason} the variants" in text
+    experiment(**SMALL)
+    validation_accuracies(**accuracies)
+    stage.main()
+    text = visible(Page(Path("report/index.html").read_text()))
+    assert text.lower().count("best student is") == 1 and BEST.format(best) in text
+    assert f"{best} minus {reference} by severity, points" in text
+    assert f"The fused teacher is right, {best} wrong" in text
+    assert ("from that of ce, trained on labels alone" in text) == (best != "ce")
 
 
-def test_one_variant_under_the_teacher_is_compared_with_the_student_alone(here: Path) -> None:
-    _, text = report_of({"kd": KD})
-    assert "kd against ce: " in text and "kd minus ce by severity, points" in text
-    assert "kd is shown since it is the only variant." in text
+def test_without_validation_images_the_best_student_is_the_last(here: Path) -> None:
+    case = CASES["ready-made, no validation"]
+    experiment({"F": F, "seen": UNDER_CLIP}, [0], **case)
+    stage.main()
+    text = visible(Page(Path("report/index.html").read_text()))
+    assert "The best student is seen: there are no validation images to choose on, so the" in text
+    assert "seen kd under CLIP" in text and "seen minus ce by severity, points" in text
+    assert "minus ce top‑1, points" in text
+    assert list(pd.read_csv("metrics/summary.csv").columns[:3]) == ["model", "seeds", "top1"]
 
 
 def test_names_are_those_of_the_experiment(here: Path) -> None:
@@ -420,45 +514,42 @@ def test_names_are_those_of_the_experiment(here: Path) -> None:
     page, text = report_of(variants)
     assert "my_Student2 kd under the teacher" in text
     assert "other kd, crd under CLIP" in text and "Z crd under the fused teacher" in text
-    assert "other against my_Student2: " in text and "Z against my_Student2: " in text
-    assert "my_Student2 against" not in text
-    assert "Z minus my_Student2 by severity, points" in text
-    assert "of the students under the fused teacher" in text
+    assert "minus my_Student2 top‑1, points" in text
     for name in variants:
         assert any(f"Training curves of {name}:" in alt for alt in figures(page))
         assert f"Reliability diagram of {name}, clean and corrupted." in figures(page)
 
 
-def drawings(page: Page, kind: str) -> dict[str, str]:
+def drawings(page: str, kind: str) -> dict[str, str]:
     """The SVGs of the figures of a kind, by model."""
-    svgs = {}
-    for tag, attributes in page.tags:
-        if tag == "img" and (found := re.match(rf"{kind} of (\w+)", attributes["alt"])):
-            svgs[found[1]] = base64.b64decode(attributes["src"].split(",")[1]).decode()
-    return svgs
+    return dict(re.findall(rf'aria-label="{kind} of (\w+).*?(<svg.*?</svg>)', page, re.DOTALL))
 
 
 def test_twelve_variants_have_colours_of_their_own(here: Path) -> None:
     variants = {f"v{i}": (KD, L, F, LF)[i % 4] for i in range(12)}
-    page, _ = report_of(variants, seeds=[0], names=["fog"])
+    report_of(variants, seeds=[0], names=["fog"])
     color = plots.colors(variants)
     assert len(set(color.values())) == 16
-    drawn = drawings(page, "Training curves")
+    drawn = drawings(Path("report/index.html").read_text(), "Training curves")
     assert list(drawn) == ["teacher", "ce", *variants]
     for name in variants:  # the mean of the validation accuracy is a thick line
-        assert f"stroke: {color[name]}; stroke-width: 1.8" in drawn[name]
+        assert f"stroke: {as_drawn(color[name])}; stroke-width: 1.8" in drawn[name]
     with Image.open("report/results.png") as picture:
         assert picture.size == (1600, 960)
 
 
-def test_a_loss_has_one_colour_in_all_figures(full: Path) -> None:
-    drawn = drawings(Page((full / "report/index.html").read_text()), "Training curves")
+def as_drawn(color: str) -> str:
+    return f"var(--{color[1:]})" if color in plots.DARK else color
+
+
+def test_a_loss_has_one_colour_in_all_figures(page: str) -> None:
+    drawn = drawings(page, "Training curves")
     term_color = plots.colors(["ce", "kd", "crd"])
     model_color = plots.colors(["kd", "L", "F", "LF"])
     terms = {"ce": ["ce"], "kd": ["ce", "kd"], "L": ["ce", "kd"], "F": ["ce", "crd"]}
     for model, own in {**terms, "LF": ["ce", "kd", "crd"], "teacher": ["ce"]}.items():
-        expected = {term_color[term] for term in own} | {model_color[model]}
-        assert set(re.findall("stroke: (#[0-9a-f]+); stroke-width: 1.8", drawn[model])) == expected
+        expected = {as_drawn(term_color[term]) for term in own} | {as_drawn(model_color[model])}
+        assert set(re.findall("stroke: ([^;]+); stroke-width: 1.8", drawn[model])) == expected
 
 
 def test_nothing_of_an_experiment_becomes_markup(here: Path) -> None:
@@ -477,6 +568,75 @@ def test_nothing_of_an_experiment_becomes_markup(here: Path) -> None:
         "<i>{}</i>",
     ):
         assert said in page.text
+
+
+# --- the fused teacher --------------------------------------------------------------------------
+
+
+def test_each_choice_of_the_fused_teacher_has_a_row(page: str) -> None:
+    (given, *_), (auto, *gains) = table(page, "Choices of the fused teacher")
+    assert given == ("0.25, given<small></small>", False)
+    assert auto == ("0.44, auto<small>[0.38, 0.50]</small>", False)
+    assert [text for text, _ in gains][:2] == [
+        "65.0<small>+0.0 [−2.0, +2.0]</small>", "0.650<small>+0.000 [−0.020, +0.020]</small>"
+    ]  # fmt: skip
+    assert figures(Page(page))[0].startswith("Validation accuracy and NLL of the fused teacher")
+
+
+def test_alpha_and_lambda_say_how_they_were_chosen(here: Path) -> None:
+    alphas = {"alpha": [0.25, 0.4375], "chosen": ["given", "per class"]}
+    chosen = pd.DataFrame({"align": ["none", "temperature"], **alphas})
+    of = SimpleNamespace(alpha=0.25, lam=0.5)
+    assert report.mixture(of, chosen.assign(shipped=[True, False])) == {
+        "alpha": "0.25", "how": "as given in params.yaml", "align": "none",
+        "lam": "0.5", "lam_how": "as given in params.yaml",
+    }  # fmt: skip
+    of = SimpleNamespace(alpha="auto", lam="auto")
+    assert report.mixture(of, chosen.assign(shipped=[False, True])) == {
+        "alpha": "0.4375", "align": "temperature",
+        "how": "chosen on the validation images, where each class has an α of its own near it",
+        "lam": "0.4375", "lam_how": "which follows α",
+    }  # fmt: skip
+    assert report.mixture(SimpleNamespace(alpha=0.7, lam=0.7), chosen[:0])["alpha"] == "0.7"
+
+
+# --- warnings and provenance --------------------------------------------------------------------
+
+
+def test_a_sound_experiment_has_no_warning(page: str) -> None:
+    assert "Warning" not in Page(page).text
+
+
+def test_warnings_stand_above_the_results(here: Path) -> None:
+    experiment(**SMALL)
+    logits = np.load("predictions/kd/test.npy")
+    logits[0, 3, :2] = LARGEST, -LARGEST
+    write_array("predictions/kd/test.npy", logits)
+    losses = pd.read_csv("metrics/curves/L.csv")
+    losses.loc[1, "kd"] = np.inf
+    losses.to_csv("metrics/curves/L.csv", index=False)
+    path = Path("metrics/evaluate/ce.json")
+    write_json(path, json.loads(path.read_text()) | {"top1": {"mean": 0.1, "seed2": 0.1}})
+    write_choices(30, gain=0.05)
+    stage.main()
+    text = visible(Page(Path("report/index.html").read_text()))
+    warnings = text[text.index("Warning") : text.index("The best student is")]
+    assert "ce is at chance: its accuracy is 10.0 % (seed2)." in warnings
+    assert "kd diverged: 2 of its logits on test images are clipped" in warnings
+    assert "L diverged: its loss (kd) is not finite in epoch 2 of seed 2." in warnings
+    assert "with α = 0.44 and the alignment none its accuracy is 70.0 %" in warnings
+
+
+def test_the_page_names_its_commit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment({}, [0], ["fog"])
+    stage.main()
+    page = Path("report/index.html")
+    assert "not made in a git checkout" in visible(Page(page.read_text()))
+    monkeypatch.setattr(report, "commit", lambda paths: Commit("1a2b", "2026-01-02", True))
+    stage.main()
+    text = visible(Page(page.read_text()))
+    assert "made at the commit 1a2b of 2026-01-02, with changes of the code or" in text
+    assert "1 corruption and 1 severity" in text and "1 seed (0)" in text
 
 
 # --- kinds of experiments -----------------------------------------------------------------------
@@ -502,13 +662,13 @@ VALIDATED = [
     "The fused teacher, before any training",
     "One prompt or several",
     "before → after",
-    "since it has the highest validation accuracy of the students under the fused teacher.",
+    "has the highest accuracy on the validation images.",
     "on test against validation images. Differences",
 ]
 NOT_VALIDATED = [
     "test images. There were no validation images, so nothing was chosen: α is what",
-    "LF is shown since it is the last of the students under the fused teacher in distill.variants; "
-    "it was not chosen on test images.",
+    "The best student is LF: there are no validation images to choose on, so the last student in "
+    "distill.variants is taken; the test images choose nothing.",
 ]
 PUBLISHED: dict[str, Any] = {"source": "download", "urls": ["https://example.org/c"]}
 CASES: dict[str, dict[str, Any]] = {
@@ -556,12 +716,12 @@ def test_page_says_what_is_true(here: Path, name: str) -> None:
     assert ("Frost: the benchmark’s photographs." in text) == (name == "photographs of ice")
     assert ("which share scans within a split" in text) == (name == "digits")
 
-    summary = json.loads(Path("metrics/summary.json").read_text())
+    summary = read_summary([*TEACHERS, "ce", *case["variants"]])
     validated = case.get("validation", 30) > 0
     for values in summary.values():
         for key in ("validation_accuracy", "ece_tempered", "corrupted_ece_tempered"):
             assert (key in values) == validated
-    teacher = summary["teacher"]
+    teacher = {key: values.mean for key, values in summary["teacher"].items()}
     flattered = (
         "A ready-made teacher may have been trained on these very images: its validation accuracy, "
         f"{100 * teacher.get('validation_accuracy', 0):.1f} % beside {100 * teacher['top1']:.1f} % "
@@ -570,10 +730,10 @@ def test_page_says_what_is_true(here: Path, name: str) -> None:
     assert [phrase in text for phrase in VALIDATED] == [validated] * len(VALIDATED)
     assert [phrase in text for phrase in NOT_VALIDATED] == [not validated] * len(NOT_VALIDATED)
 
-    results = text[: text.index("How to repeat it")]
-    assert validated or results.count("alidation") == 1
+    results = text[: text.rindex("How to repeat it")]
+    assert validated or results.count("alidation") == 2
     assert "nan" not in results.lower()
-    alts = [attributes["alt"] for tag, attributes in parsed.tags if tag == "img"]
+    alts = figures(parsed)
     drawn = [alt.split()[3] for alt in alts if alt.startswith("Training")]
     assert drawn == ["teacher:"] * (source["teacher"] == "train") + ["ce:", "kd:", "L:", "LF:"]
     assert all("alidation" not in alt for alt in alts) == (not validated)
@@ -597,7 +757,7 @@ def test_a_model_without_a_best_temperature_has_no_tempered_figures(
         calibrate.main(model)
         said, run = capsys.readouterr().out.splitlines(), len(validation) - 1
         assert said[0] == (
-            f"{model} run{run}: no tempered figures, since there is no best temperature: on the "
+            f"{model} seed{run}: no tempered figures, since there is no best temperature: on the "
             "validation images all answers are right, or the labels have no larger logits than "
             "other classes"
         )
@@ -606,31 +766,21 @@ def test_a_model_without_a_best_temperature_has_no_tempered_figures(
     for path in Path("metrics").rglob("*.json"):
         assert "NaN" not in path.read_text()
     assert "nan" not in text.lower()
-    summary = json.loads(Path("metrics/summary.json").read_text())
-    table = pd.read_csv("metrics/summary.csv").set_index("model")
+    summary = read_summary([*TEACHERS, "ce", "kd", "L"])
     for model, values in summary.items():
         missing = model in ("clip", "L")
         for metric in ("ece", "ece_tempered", "corrupted_ece_tempered"):
             assert (metric in values) == (metric == "ece" or not missing)
-        assert table.ece_tempered.isna()[model] == missing
         numbers = json.loads(Path(f"metrics/calibrate/{model}.json").read_text())
-        for figures in numbers.values():
-            for metric in ("temperature", "ece_tempered", "nll_tempered"):
-                runs = ["run0", *(["run1"] if model in ("ce", "kd") else [])]
+        for data, figures in numbers.items():
+            fitted = ["temperature"] if data == "clean" else []
+            for metric in (*fitted, "ece_tempered", "nll_tempered"):
+                runs = ["seed0", *(["seed1"] if model in ("ce", "kd") else [])]
                 means = ["mean", "sd"][: len(runs)]
-                expected = {"clip": None, "L": ["run0"]}.get(model, [*means, *runs])
+                expected = {"clip": None, "L": ["seed0"]}.get(model, [*means, *runs])
                 assert (list(figures[metric]) if metric in figures else None) == expected
     assert text.count("no best temperature") == 2
-    assert f"clean {100 * summary['clip']['ece']:.1f} corrupted" in text
-
-
-def test_without_validation_images_the_last_student_is_shown(here: Path) -> None:
-    case = CASES["ready-made, no validation"]
-    experiment({"F": F, "L": L}, [0], **case)
-    stage.main()
-    text = Path("report/index.html").read_text()
-    assert "L minus ce by severity" in text and "F minus ce" not in text
-    assert list(pd.read_csv("metrics/summary.csv").columns[:3]) == ["model", "runs", "top1"]
+    assert f"clean {100 * summary['clip']['ece'].mean:.1f} corrupted" in text
 
 
 # --- images in files, further test sets, no corrupted ones --------------------------------------
@@ -696,30 +846,22 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mean_corruption_error_has_a_column(imagenet: Path) -> None:
     page = Page((imagenet / "report/index.html").read_text())
     assert TEACHER["torchvision"] in visible(page)
-    summary = json.loads((imagenet / "metrics/summary.json").read_text())
+    summary = summary_of(imagenet, {"kd": KD, "L": L, "LF": LF})
     grid = pd.read_csv(imagenet / "metrics/evaluate/kd.csv").groupby("corruption").accuracy.mean()
     expected = np.mean([(1 - grid[name]) / error for name, error in ALEXNET.items()])
-    assert summary["kd"]["mce"] == pytest.approx(expected)
-    assert "mce_sd" in summary["kd"] and "mce_sd" not in summary["teacher"]
+    assert summary["kd"]["mce"].mean == pytest.approx(expected)
     assert "mCE, % ↓" in visible(page)
     assert "each corruption’s divided by AlexNet’s published one" in visible(page)
-    best = min(
-        (summary[name] for name in ("ce", "kd", "L", "LF")), key=lambda values: values["mce"]
-    )
-    assert (
-        f"<strong>{mean_and_sd(best, 'mce')}</strong>"
-        in (imagenet / "report/index.html").read_text()
-    )
     assert "published ImageNet-C, a local copy." in visible(page)
     assert "Students under a teacher learned from the 5 largest logits" in visible(page)
     assert list(pd.read_csv(imagenet / "metrics/summary.csv").mce) == [
-        x["mce"] for x in summary.values()
+        x["mce"].mean for x in summary.values()
     ]
 
 
 def test_further_test_sets_have_a_table(imagenet: Path) -> None:
     page = Page((imagenet / "report/index.html").read_text())
-    summary = json.loads((imagenet / "metrics/summary.json").read_text())
+    summary = summary_of(imagenet, {"kd": KD, "L": L, "LF": LF})
     text = visible(page)
     assert (
         "Shifted test sets" in text
@@ -727,13 +869,12 @@ def test_further_test_sets_have_a_table(imagenet: Path) -> None:
     )
     table = text[text.index("setimagesclasses") :].replace(" ", "")
     for name, counts in (("imagenet_v2", "7010"), ("imagenet_r", "213")):
-        cells = [mean_and_sd(values, f"shifted_{name}") for values in summary.values()]
+        cells = [
+            report.mean_and_error(values[f"shifted_{name}"], "top1") for values in summary.values()
+        ]
         assert f"{name}{counts}{''.join(cells)}".replace(" ", "") in table
     assert "imagenet_a was not run: nothing is at <x>." in text
     assert not any("imagenet_a" in key for values in summary.values() for key in values)
-    assert (
-        "shifted_imagenet_r_sd" in summary["LF"] and "shifted_imagenet_r_sd" not in summary["clip"]
-    )
 
 
 def test_files_that_cannot_be_read_are_named_up_to_ten(imagenet: Path) -> None:
@@ -755,12 +896,10 @@ def test_examples_are_pictures_of_the_files(
     assert shown and all(x["src"].startswith("data:image/png;base64,") for x in shown)
     for attributes in shown:
         index = int(re.findall(r"\d+", attributes["alt"])[0])
-        assert attributes["src"] == report.picture_uri(test, index)
+        assert attributes["src"] == picture_uri(test, index)
     sizes = []
     for index in (0, 1, 2):
-        picture = Image.open(
-            io.BytesIO(base64.b64decode(report.picture_uri(test, index).split(",")[1]))
-        )
+        picture = Image.open(io.BytesIO(base64.b64decode(picture_uri(test, index).split(",")[1])))
         assert picture.mode == "RGB"
         sizes.append(picture.size)
         with Image.open(test.root + "/" + test.paths[index]) as image:
@@ -777,17 +916,13 @@ def test_without_corrupted_images_nothing_is_said_of_them(here: Path, seeds: lis
     page = Page(Path("report/index.html").read_text())
     text = visible(page)
     assert "There are no corrupted images: nothing is at ../imagenet-c." in text
-    assert text[: text.index("How to repeat it")].lower().count("corrupt") == 1
+    assert text[: text.rindex("How to repeat it")].lower().count("corrupt") == 1
     assert "nan" not in text.lower() and "mCE" not in text
     assert "Shifted test sets" not in text and "cannot be read" not in text
-    assert not any("corrupted" in attributes.get("alt", "") for _, attributes in page.tags)
+    assert not any("corrupted" in label for label in figures(page))
     summary = json.loads(Path("metrics/summary.json").read_text())
-    assert not any(
-        "corrupted" in key or key == "mce" for values in summary.values() for key in values
-    )
-    assert "ece" in summary["LF"] and "top1" in summary["LF"]
-    against = "L against kd: " + signed(100 * (summary["L"]["top1"] - summary["kd"]["top1"]))
-    assert f"{against} points on clean images" in text
+    assert set(summary["LF"]) == {"top1", "ece", "nll", "confident_wrong"}
+    assert "minus kd" in text
 
 
 def test_sets_that_were_all_skipped_are_named_without_a_table(here: Path) -> None:
@@ -796,35 +931,3 @@ def test_sets_that_were_all_skipped_are_named_without_a_table(here: Path) -> Non
     text = visible(Page(Path("report/index.html").read_text()))
     assert "cifar10_1 was not run: nothing is at a.npy, b.npy." in text
     assert "setimagesclasses" not in text and "where a set has only some" not in text
-
-
-# --- examples -----------------------------------------------------------------------------------
-
-
-def test_examples_are_the_first_of_their_kind() -> None:
-    answers = {
-        "teacher": [1, 1, 0, 0, 1],
-        "clip": [1, 1, 0, 1, 0],
-        "fused": [1, 1, 0, 1, 0],
-        "kd": [1, 1, 0, 0, 1],
-        "L": [1, 1, 0, 1, 1],
-    }
-    correct = {model: np.array(values, bool) for model, values in answers.items()}
-    shown = Shown("L", "kd", "")
-    assert report.choose_examples(correct, shown) == [
-        (0, "Every model is right", 2),
-        (2, "Every model is wrong", 1),
-        (3, "The teacher is wrong, the fused teacher right", 1),
-        (4, "One part is right, the fused teacher wrong", 1),
-    ]  # image 3 is also the only one that kd has wrong and L right
-
-
-def test_examples_compare_two_students_only_with_a_reference() -> None:
-    """Both students are right and wrong on one image each; the teachers are always right."""
-    right = np.ones(2, bool)
-    correct = dict.fromkeys(TEACHERS, right)
-    correct |= {"a": np.array([True, False]), "b": np.array([False, True])}
-    kinds = [kind for _, kind, _ in report.choose_examples(correct, Shown("a", "b", ""))]
-    assert kinds == ["The fused teacher is right, a wrong", "b is wrong, a right"]
-    kinds = [kind for _, kind, _ in report.choose_examples(correct, Shown("a", None, ""))]
-    assert kinds == ["The fused teacher is right, a wrong"]

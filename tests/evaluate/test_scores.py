@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from torchvision.models import AlexNet_Weights
 
 from richkd.base.errors import InputError
 from richkd.base.files import replacing, write_array, write_json
@@ -22,16 +24,21 @@ from richkd.engine import accuracy
 from richkd.evaluate.calibration import confidence_quadrants
 from richkd.evaluate.scores import (
     ALEXNET,
+    ALEXNET_CLEAN,
     accuracy_among,
+    agreements,
+    class_accuracies,
+    class_table,
     corrupted_sets,
     hit_rate,
     limit,
     mce,
+    read_seeds,
+    relative_mce,
     score,
     shifted_found,
     shifted_sets,
 )
-from richkd.evaluate.seeds import summarize, write_training
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -138,10 +145,77 @@ def test_mean_corruption_error_by_hand() -> None:
     )
 
 
+def test_relative_corruption_error_by_hand() -> None:
+    assert relative_mce(ALEXNET, ALEXNET_CLEAN) == pytest.approx(1)
+    # A model that corruption does not hurt has none, however often it is wrong.
+    assert relative_mce(dict.fromkeys(ALEXNET, 0.7), 0.7) == pytest.approx(0)
+    added = {name: 0.1 + (error - ALEXNET_CLEAN) / 4 for name, error in ALEXNET.items()}
+    assert relative_mce(added, 0.1) == pytest.approx(0.25)
+    # Each corruption counts alike.
+    twice = added | {"fog": 0.1 + (ALEXNET["fog"] - ALEXNET_CLEAN) / 2}
+    assert relative_mce(twice, 0.1) == pytest.approx((14 * 0.25 + 0.5) / 15)
+
+
+def test_alexnets_clean_error_is_that_of_its_published_weights() -> None:
+    published = AlexNet_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    assert pytest.approx(1 - published / 100) == ALEXNET_CLEAN
+
+
 @pytest.mark.parametrize("missing", ["fog", "jpeg_compression"])
 def test_without_all_corruptions_there_is_none(missing: str) -> None:
-    assert mce({name: 0.5 for name in ALEXNET if name != missing}) is None
-    assert mce({}) is None
+    for errors in ({name: 0.5 for name in ALEXNET if name != missing}, {}):
+        assert mce(errors) is relative_mce(errors, 0.3) is None
+
+
+# --- classes, and models beside each other ------------------------------------------------------
+
+
+@quick
+@given(st.integers(1, 40), st.integers(2, 9), st.integers(0, 999))
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_the_mean_over_classes_is_sklearns_balanced_accuracy(
+    samples: int, classes: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels, answers = rng.integers(classes, size=(2, samples))
+    found = class_accuracies(answers, labels, classes)
+    assert np.nanmean(found) == pytest.approx(balanced_accuracy_score(labels, answers))
+    assert np.isnan(found).sum() == classes - len(np.unique(labels))
+
+
+def test_accuracies_of_classes_by_hand() -> None:
+    found = class_accuracies(np.array([0, 1, 1, 1, 3]), np.array([0, 0, 1, 1, 1]), 4)
+    np.testing.assert_array_equal(found, [0.5, 2 / 3, np.nan, np.nan])
+
+
+def test_models_beside_each_other_by_hand(here: Path) -> None:
+    labels = np.array([0, 1, 2, 2])
+    save_answers("teacher", [[0, 1, 2, 0]])
+    save_answers("clip", [[0, 0, 2, 2]])
+    save_answers("kd", [[0, 1, 2, 2], [1, 1, 1, 0]], ["seed0", "seed3"])
+    teachers = ("teacher", "clip")
+    assert agreements(["teacher", "clip", "kd"], teachers) == {
+        "teacher": {"clip": {"mean": 0.5, "seed0": 0.5}},
+        "clip": {"teacher": {"mean": 0.5, "seed0": 0.5}},
+        "kd": {
+            "teacher": {
+                "mean": 0.625, "sd": pytest.approx(math.sqrt(2) / 8), "seed0": 0.75, "seed3": 0.5,
+            },
+            "clip": {
+                "mean": 0.375, "sd": pytest.approx(3 * math.sqrt(2) / 8), "seed0": 0.75, "seed3": 0,
+            },
+        },
+    }  # fmt: skip
+    table = class_table(["teacher", "kd"], labels, ["a", "b", "c", "of no image"])
+    expected = pd.DataFrame(
+        {
+            "class": ["a", "b", "c", "of no image"],
+            "images": [1, 1, 2, 0],
+            "teacher": [1, 1, 0.5, np.nan],
+            "kd": [0.5, 1, 0.5, np.nan],
+        }
+    )
+    pd.testing.assert_frame_equal(table, expected)
 
 
 # --- which images were found ---------------------------------------------------------------------
@@ -181,26 +255,43 @@ def one_hot(answers: np.ndarray, classes: int) -> np.ndarray:
     return logits
 
 
+def save_answers(name: str, answers: list[list[int]], seeds: Sequence[str] = ("seed0",)) -> None:
+    """The predictions of a model of four classes, without corrupted images."""
+    write_json(f"predictions/{name}/seeds.json", list(seeds))
+    write_array(f"predictions/{name}/test.npy", one_hot(np.array(answers), 4))
+
+
+def save_predictions(clean: np.ndarray, corrupted: np.ndarray) -> None:
+    """Those of the model `x`, of the seeds 1, 2 and so on."""
+    write_json("predictions/x/seeds.json", [f"seed{i + 1}" for i in range(len(clean))])
+    write_array("predictions/x/test.npy", clean)
+    write_array("predictions/x/corrupted.npy", corrupted)
+
+
 def test_score_writes_accuracies_by_run_corruption_and_severity(no_shifted_sets: Path) -> None:
     labels = np.array([0, 1, 2, 6])
-    # Run 0 is right on three of the clean images, run 1 on two.
+    # Seed 1 is right on three of the clean images, seed 2 on two.
     clean = one_hot(np.array([[0, 1, 2, 5], [0, 1, 0, 0]]), 7)
     answers = np.zeros((2, 2, 3, 4), int)  # right on image 0 alone …
-    answers[0, 1, 2] = labels  # … but for run 0 under the last corruption and severity
+    answers[0, 1, 2] = labels  # … but for seed 1 under the last corruption and severity
     answers[1, 0, 0] = 3
-    write_array("predictions/x/test.npy", clean.astype(np.float32))
-    write_array("predictions/x/corrupted.npy", one_hot(answers, 7).astype(np.float16))
+    save_predictions(clean.astype(np.float32), one_hot(answers, 7).astype(np.float16))
     score("x", labels, ["snow", "fog"], [1, 3, 5])
 
     metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
-    assert list(metrics) == ["top1", "top5", "corrupted_top1"]
+    assert list(metrics) == ["top1", "top5", "balanced_accuracy", "corrupted_top1", "retained"]
     assert metrics["top1"] == {
-        "mean": 0.625, "sd": pytest.approx(math.sqrt(2) / 8), "run0": 0.75, "run1": 0.5,
+        "mean": 0.625, "sd": pytest.approx(math.sqrt(2) / 8), "seed1": 0.75, "seed2": 0.5,
     }  # fmt: skip
     # Label 6 is last of all: among five only as the answer.
-    assert (metrics["top5"]["run0"], metrics["top5"]["run1"]) == (0.75, 0.75)
-    assert metrics["corrupted_top1"]["run0"] == pytest.approx((5 * 0.25 + 1) / 6)
-    assert metrics["corrupted_top1"]["run1"] == pytest.approx(5 * 0.25 / 6)
+    assert (metrics["top5"]["seed1"], metrics["top5"]["seed2"]) == (0.75, 0.75)
+    assert metrics["corrupted_top1"]["seed1"] == pytest.approx((5 * 0.25 + 1) / 6)
+    assert metrics["corrupted_top1"]["seed2"] == pytest.approx(5 * 0.25 / 6)
+
+    assert metrics["retained"]["seed1"] == pytest.approx((5 * 0.25 + 1) / 6 / 0.75)
+    assert metrics["retained"]["seed2"] == pytest.approx(5 * 0.25 / 6 / 0.5)
+    # Each of the four classes that occur has one image.
+    assert metrics["balanced_accuracy"] == metrics["top1"]
 
     table = pd.read_csv(no_shifted_sets / "metrics/evaluate/x.csv")
     assert list(table) == ["corruption", "severity", "accuracy"]
@@ -212,20 +303,20 @@ def test_score_writes_accuracies_by_run_corruption_and_severity(no_shifted_sets:
 
 def test_fewer_than_five_classes_are_all_among_the_top_five(no_shifted_sets: Path) -> None:
     labels = np.array([2, 1, 0])
-    write_array("predictions/x/test.npy", one_hot(np.array([[0, 0, 0]]), 3))
-    write_array("predictions/x/corrupted.npy", one_hot(np.zeros((1, 1, 1, 3), int), 3))
+    save_predictions(one_hot(np.array([[0, 0, 0]]), 3), one_hot(np.zeros((1, 1, 1, 3), int), 3))
     score("x", labels, ["fog"], [1])
     metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
-    assert metrics["top5"] == {"mean": 1.0, "run0": 1.0}
+    assert metrics["top5"] == {"mean": 1.0, "seed1": 1.0}
     assert metrics["top1"]["mean"] == pytest.approx(1 / 3)
 
 
 def test_without_corrupted_images_there_are_no_figures_of_them(no_shifted_sets: Path) -> None:
-    write_array("predictions/x/test.npy", one_hot(np.array([[0, 1, 1, 1]]), 3))
-    write_array("predictions/x/corrupted.npy", np.empty((1, 0, 2, 4, 3), np.float16))
+    save_predictions(one_hot(np.array([[0, 1, 1, 1]]), 3), np.empty((1, 0, 2, 4, 3), np.float16))
     score("x", np.array([0, 1, 2, 2]), [], [1, 3], imagenet=True)
     metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
-    assert metrics == {"top1": {"mean": 0.5, "run0": 0.5}, "top5": {"mean": 1.0, "run0": 1.0}}
+    assert {key: values["seed1"] for key, values in metrics.items()} == {
+        "top1": 0.5, "top5": 1.0, "balanced_accuracy": pytest.approx(2 / 3),
+    }  # fmt: skip
     table = pd.read_csv(no_shifted_sets / "metrics/evaluate/x.csv")
     assert list(table) == ["corruption", "severity", "accuracy"] and table.empty
 
@@ -246,18 +337,18 @@ def test_shifted_sets_are_scored_among_their_classes(no_shifted_sets: Path) -> N
     save_split(
         SHIFTED / "r.safetensors", Split(np.zeros((4, 2, 2, 3), np.uint8), np.array([1, 1, 2, 2]))
     )
-    write_array("predictions/x/test.npy", one_hot(np.zeros((2, 1), int), 3))
-    write_array("predictions/x/corrupted.npy", np.empty((2, 0, 1, 1, 3), np.float16))
+    save_predictions(one_hot(np.zeros((2, 1), int), 3), np.empty((2, 0, 1, 1, 3), np.float16))
     write_array("predictions/x/shifted/v2.npy", one_hot(np.array([[0, 1, 1], [0, 1, 2]]), 3))
     # Where class 0 is the answer, 1 comes second: right for two of four.
     write_array("predictions/x/shifted/r.npy", one_hot(np.array([[0, 0, 0, 0], [0, 0, 0, 2]]), 3))
     score("x", np.array([0]), [], [1])
     metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
-    assert list(metrics) == ["top1", "top5", "shifted_v2", "shifted_r"]
+    assert list(metrics) == ["top1", "top5", "balanced_accuracy", "shifted_v2", "shifted_r"]
     assert (
-        metrics["shifted_v2"]["run0"] == pytest.approx(2 / 3) and metrics["shifted_v2"]["run1"] == 1
+        metrics["shifted_v2"]["seed1"] == pytest.approx(2 / 3)
+        and metrics["shifted_v2"]["seed2"] == 1
     )
-    assert (metrics["shifted_r"]["run0"], metrics["shifted_r"]["run1"]) == (0.5, 0.75)
+    assert (metrics["shifted_r"]["seed1"], metrics["shifted_r"]["seed2"]) == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -276,58 +367,42 @@ def test_mean_corruption_error_of_the_whole_benchmark_alone(
 ) -> None:
     labels = np.zeros(4, int)
     answers = np.zeros((2, len(names), len(severities), 4), int)
-    answers[0, names.index("fog"), :, :2] = 1  # run 0 errs on half of the foggy images
-    answers[1, :, 0] = 1  # run 1 on all of the first severity
-    write_array("predictions/x/test.npy", one_hot(np.zeros((2, 4), int), 3))
-    write_array("predictions/x/corrupted.npy", one_hot(answers, 3).astype(np.float16))
+    answers[0, names.index("fog"), :, :2] = 1  # seed 1 errs on half of the foggy images
+    answers[1, :, 0] = 1  # seed 2 on all of the first severity
+    save_predictions(one_hot(np.zeros((2, 4), int), 3), one_hot(answers, 3).astype(np.float16))
     score("x", labels, names, severities, imagenet)
     metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
-    assert ("mce" in metrics) == has_mce
+    assert ("mce" in metrics) == ("relative_mce" in metrics) == has_mce
     if has_mce:
-        assert metrics["mce"]["run0"] == pytest.approx(0.5 / ALEXNET["fog"] / 15)
+        added = sum(1 / (error - ALEXNET_CLEAN) for error in ALEXNET.values()) / len(severities)
+        assert metrics["relative_mce"]["seed2"] == pytest.approx(added / 15)
+        assert metrics["mce"]["seed1"] == pytest.approx(0.5 / ALEXNET["fog"] / 15)
         expected = np.mean([1 / len(severities) / error for error in ALEXNET.values()])
-        assert metrics["mce"]["run1"] == pytest.approx(expected)
+        assert metrics["mce"]["seed2"] == pytest.approx(expected)
+
+
+def test_a_model_that_is_never_right_retains_nothing(no_shifted_sets: Path) -> None:
+    save_predictions(one_hot(np.array([[1, 1]]), 3), one_hot(np.zeros((1, 1, 1, 2), int), 3))
+    score("x", np.array([0, 0]), ["fog"], [1])
+    metrics = json.loads((no_shifted_sets / "metrics/evaluate/x.json").read_text())
+    assert metrics["corrupted_top1"]["mean"] == 1 and metrics["retained"]["mean"] == 0
 
 
 def test_missing_predictions_are_named(here: Path) -> None:
+    with pytest.raises(InputError, match="predictions/x/seeds.json could not be read: No such"):
+        score("x", np.array([0]), ["fog"], [1])
+    write_json("predictions/x/seeds.json", ["seed0"])
     with pytest.raises(InputError, match="predictions/x/test.npy could not be read: No such file"):
         score("x", np.array([0]), ["fog"], [1])
     assert not (here / "metrics").exists()
 
 
-# --- summaries ----------------------------------------------------------------------------------
-
-
-def test_summaries_by_hand() -> None:
-    values = {"seed0": 1.0, "seed1": 2.0, "seed4": 6.0}
-    results = {seed: {"a": value, "b": 5.0} for seed, value in values.items()}
-    assert summarize(results) == {
-        "a": {"mean": 3.0, "sd": pytest.approx(math.sqrt(7)), **values},
-        "b": {"mean": 5.0, "sd": 0.0, "seed0": 5.0, "seed1": 5.0, "seed4": 5.0},
-    }
-
-
-def test_one_seed_has_no_deviation() -> None:
-    assert summarize({"seed0": {"a": 0.5}}) == {"a": {"mean": 0.5, "seed0": 0.5}}
-
-
-def test_a_metric_that_a_seed_lacks_has_no_mean() -> None:
-    results = {"seed0": {"a": 1.0}, "seed1": {"a": 2.0, "b": 7.0}, "seed2": {"a": 3.0, "b": 8.0}}
-    assert summarize(results) == {
-        "a": {"mean": 2.0, "sd": 1.0, "seed0": 1.0, "seed1": 2.0, "seed2": 3.0},
-        "b": {"seed1": 7.0, "seed2": 8.0},
-    }
-
-
-def test_training_results_have_the_columns_that_plots_need(here: Path) -> None:
-    results = {"seed0": {"train_accuracy": 0.5}, "seed1": {"train_accuracy": 0.7}}
-    curves = pd.DataFrame({"epoch": [1, 1], "ce": [2.0, 3.0], "seed": [0, 1]})
-    write_training("x", results, curves)
-    assert json.loads((here / "metrics/train/x.json").read_text()) == summarize(results)
-    written = pd.read_csv(here / "metrics/curves/x.csv")
-    assert list(written) == ["epoch", "ce", "seed", "validation_accuracy"]
-    assert written.ce.tolist() == [2.0, 3.0] and written.validation_accuracy.isna().all()
-    write_training("ready_made", {"seed0": {}}, pd.DataFrame())
-    assert list(pd.read_csv(here / "metrics/curves/ready_made.csv")) == [
-        "epoch", "validation_accuracy", "seed",
-    ]  # fmt: skip
+def test_logits_of_other_runs_than_the_named_ones_are_refused(no_shifted_sets: Path) -> None:
+    save_predictions(np.zeros((3, 1, 4), np.float32), np.zeros((3, 0, 1, 1, 4), np.float16))
+    write_json("predictions/x/seeds.json", ["seed0", "seed1"])
+    with pytest.raises(InputError, match=r"test.npy holds float32 \(3, 1, 4\): must be .* \(2, 1"):
+        score("x", np.array([0]), [], [1])
+    for damaged in ([], ["run0"], [0], {"seed0": 1}, ["seed0", "seed0"]):
+        write_json("predictions/x/seeds.json", damaged)
+        with pytest.raises(InputError, match="seeds.json"):
+            read_seeds("x")

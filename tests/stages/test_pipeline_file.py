@@ -82,3 +82,21 @@ def test_other_files_beside_the_code_are_deps_of_the_stages_that_read_them():
     }
     deps = {dep for stage in STAGES.values() for dep in stage["deps"]}
     assert others == {dep for dep in deps if dep.startswith("richkd/")}
+
+
+def test_the_headline_is_the_one_metric():
+    """`dvc metrics diff` and `dvc exp show` show all that is declared as a metric."""
+    metrics = {name: stage["metrics"] for name, stage in STAGES.items() if "metrics" in stage}
+    assert metrics == {"report": [{"metrics/summary.json": {"cache": False}}]}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_files_in_git_leave_the_run_cache_on(name):
+    """DVC switches it off for a stage that has `outs` with `cache: false`."""
+    plots = [{x: {}} if isinstance(x, str) else x for x in STAGES[name].get("plots", [])]
+    for path, options in (item for plot in plots for item in plot.items()):
+        assert path.startswith("metrics/") and options.pop("cache") is False
+        # A table without axes would be drawn over its row numbers; a JSON is not drawn.
+        assert options.keys() >= {"x", "y"} if path.endswith(".csv") else not options
+    if name != "code":  # takes milliseconds, and its files stay where a parameter is wrong
+        assert all(isinstance(out, str) for out in STAGES[name].get("outs", []))

@@ -438,6 +438,7 @@ def test_the_fused_teacher_of_what_there_is(folder):
             logits[name, part] = rng.normal(size=(1, count, 4)).astype(np.float32)
             write_array(f"predictions/{name}/{part}.npy", logits[name, part])
         write_array(f"predictions/{name}/corrupted.npy", np.empty((1, 0, 5, 20, 4), np.float16))
+        write_json(f"predictions/{name}/seeds.json", ["seed3"])
     stages.evaluate_fused.main()
     for part in ("validation", "test", "shifted/v2"):
         expected = 0.25 * logits["teacher", part] + 0.75 * logits["clip", part]
@@ -445,14 +446,17 @@ def test_the_fused_teacher_of_what_there_is(folder):
             np.load(f"predictions/fused/{part}.npy"), expected, rtol=1e-5, atol=1e-6
         )
     assert np.load("predictions/fused/corrupted.npy").shape == (1, 0, 5, 20, 4)
-    assert list(read_json("metrics/evaluate/fused.json")) == ["top1", "top5", "shifted_v2"]
+    metrics = read_json("metrics/evaluate/fused.json")
+    assert list(metrics) == ["top1", "top5", "balanced_accuracy", "shifted_v2"]
+    assert list(metrics["top1"]) == ["mean", "seed3"]
 
 
 # --- calibrate ----------------------------------------------------------------------------------
 
 
 def predicted(corruptions, severities):
-    """Two runs' logits of the folder's images; the corrupted ones', float16."""
+    """The logits of the seeds 0 and 1 of the folder's images; the corrupted ones', float16."""
+    write_json("predictions/x/seeds.json", ["seed0", "seed1"])
     rng, random = np.random.default_rng(1), {}
     for name, shape in (
         ("validation", (8,)), ("test", (20,)), ("corrupted", (corruptions, severities, 20)),
@@ -487,7 +491,7 @@ def test_of_very_many_corrupted_images_every_nth_is_looked_at(folder, monkeypatc
             ("clean", scores(clean[run], labels)),
             ("corrupted", scores(corrupted[run, :, :, ::step], labels[::step])),
         ):
-            assert [found[data][key][f"run{run}"] for key in ("nll", "brier")] == pytest.approx(
+            assert [found[data][key][f"seed{run}"] for key in ("nll", "brier")] == pytest.approx(
                 expected
             )
     curves = pd.read_csv("metrics/calibrate/x.csv")
@@ -506,8 +510,8 @@ def test_without_corrupted_images_the_clean_ones_alone_are_looked_at(folder):
     found = read_json("metrics/calibrate/x.json")
     assert list(found) == ["clean"]
     expected = scores(clean[0], np.arange(20) % 4)
-    assert [found["clean"][key]["run0"] for key in ("nll", "brier")] == pytest.approx(expected)
-    assert found["clean"]["temperature"]["run0"] > 0
+    assert [found["clean"][key]["seed0"] for key in ("nll", "brier")] == pytest.approx(expected)
+    assert found["clean"]["temperature"]["seed0"] > 0
     assert set(pd.read_csv("metrics/calibrate/x.csv").data) == {"clean"}
 
 
