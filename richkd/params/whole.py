@@ -7,6 +7,7 @@ not declare.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -238,9 +239,11 @@ def _check_runtime(params: Params) -> None:
 
 
 def _check_clip(params: Params) -> None:
-    """Towers that can be built, and images to train them on."""
+    """Superclasses where a template names them; towers that can be built, images to train on."""
+    _check_templates("clip.prompts", params.clip.prompts, params)
     if not isinstance(params.clip, TrainedClip):
         return
+    _check_templates("clip.training.captions", params.clip.training.captions, params)
     towers = params.clip.model
     if towers.text_width % towers.text_heads:
         raise InputError(
@@ -252,6 +255,15 @@ def _check_clip(params: Params) -> None:
             f"dataset.captioned_images is {images}: clip.source train needs images to train on, "
             "at least two"
         )
+
+
+def _check_templates(key: str, templates: Sequence[str], params: Params) -> None:
+    for text in templates:
+        if "{kind}" in text and params.dataset.name != "cifar100":
+            raise InputError(
+                f"{key} has {text!r}: {{kind}} is the name of a superclass, and of the data sets "
+                "cifar100 alone has superclasses"
+            )
 
 
 def _check_sources(params: Params) -> None:

@@ -68,7 +68,7 @@ def pixels(split):
 
 def fit(model, split, pixels, training=TRAINING, precision="fp32", checkpoint=("clip", "key")):
     made = clip.ClipModel(model, INPUT, clip.tokenizer(CONFIG))
-    captioned = Captioned(pixels, torch.from_numpy(split.labels), CLASSES)
+    captioned = Captioned(pixels, torch.from_numpy(split.labels), CLASSES, {})
     return train_clip(made, captioned, training, precision, Checkpoint(*checkpoint))
 
 
@@ -106,7 +106,7 @@ def test_overshoot_of_the_resize_is_clamped():
 def test_class_embeddings_are_the_normalised_mean_over_prompts():
     model, prompts = towers().eval(), ["a photo of {}", "{}", "the word {} written"]
     tokens = clip.tokenizer(CONFIG)
-    actual = clip.class_embeddings(model, tokens, CLASSES, prompts)
+    actual = clip.class_embeddings(model, tokens, CLASSES, prompts, {})
     with torch.no_grad():
         each = [
             F.normalize(model.encode_text(tokens([p.format(c) for c in CLASSES])), dim=1)
@@ -114,7 +114,7 @@ def test_class_embeddings_are_the_normalised_mean_over_prompts():
         ]
     expected = F.normalize(torch.stack(each).mean(0), dim=1)
     torch.testing.assert_close(actual, expected)
-    single = clip.class_embeddings(model, tokens, CLASSES, prompts[:1])
+    single = clip.class_embeddings(model, tokens, CLASSES, prompts[:1], {})
     torch.testing.assert_close(single, each[0])
     assert not torch.allclose(actual, single)
 
@@ -122,7 +122,7 @@ def test_class_embeddings_are_the_normalised_mean_over_prompts():
 def zero_shot(seed=0, scale=20.0):
     model = towers(seed).eval()
     classifier = clip.class_embeddings(
-        model, clip.tokenizer(CONFIG), CLASSES, ["a photo of {}", "{}"]
+        model, clip.tokenizer(CONFIG), CLASSES, ["a photo of {}", "{}"], {}
     )
     return clip.ZeroShot(model, classifier, scale, INPUT).eval()
 
@@ -200,7 +200,9 @@ def test_training_lowers_the_loss(here, split, pixels):
 def test_training_makes_a_better_classifier(here, split, pixels):
     model = towers()
     fit(model, split, pixels, dataclasses.replace(TRAINING, steps=120))
-    classifier = clip.class_embeddings(model, clip.tokenizer(CONFIG), CLASSES, TRAINING.captions)
+    classifier = clip.class_embeddings(
+        model, clip.tokenizer(CONFIG), CLASSES, TRAINING.captions, {}
+    )
     with torch.no_grad():
         trained = clip.ZeroShot(model, classifier, 1.0, INPUT).eval()
         hits = trained(pixels).logits.argmax(1) == torch.from_numpy(split.labels)
@@ -328,7 +330,7 @@ def test_pretrained_weights_are_downloaded_and_get_their_quickgelu(tiny, publish
 def test_a_pretrained_classifier_comes_back_from_disk(tiny, published, tmp_path, caplog):
     model, quick_gelu = clip.pretrained(tiny, "ours")
     expected = clip.input_of(model)
-    classifier = clip.class_embeddings(model, clip.tokenizer(tiny), CLASSES, ["a {}"])
+    classifier = clip.class_embeddings(model, clip.tokenizer(tiny), CLASSES, ["a {}"], {})
     record = {
         "kind": "clip",
         "model": tiny,

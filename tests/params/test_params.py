@@ -168,7 +168,10 @@ def test_every_number_has_a_bound(file, preset, key, value):
 )
 def test_a_prompt_holds_bare_braces_once(file, prompt):
     file.write({"clip.prompts": ["a {}", prompt]})
-    said = "must hold {} once, where the class name goes, and no other brace"
+    said = (
+        "must hold {} once, where the class name goes, and no other brace but {kind}, where the "
+        "name of its superclass goes"
+    )
     assert file.refusal().endswith(f": {said}")
     file.write({"clip.training.captions": [prompt]})
     assert file.refusal() == f": clip.training.captions.0 is {prompt!r}: {said}"
