@@ -30,6 +30,7 @@ from richkd.params.sources import (
 from richkd.params.students import (
     At,
     Ce,
+    Control,
     Crd,
     Dist,
     Distill,
@@ -56,6 +57,7 @@ __all__ = [
     "Clip",
     "ClipTowers",
     "ClipTraining",
+    "Control",
     "Crd",
     "Digits",
     "Dist",

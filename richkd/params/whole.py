@@ -287,8 +287,13 @@ def _check_sources(params: Params) -> None:
 
 
 def _check_variant(key: str, variant: Variant, params: Params) -> None:
-    """A variant has a term besides ce, and its teacher has what the term compares."""
+    """A variant has a term besides ce, and its teacher has what the term or a control needs."""
     cached = params.cache.teacher
+    if variant.control and variant.teacher != "fused":
+        raise InputError(
+            f"{key}.control is {variant.control!r}: changes CLIP's logits in the fused teacher, so "
+            f"it needs teacher: fused (now {variant.teacher})"
+        )
     if list(variant.terms) == ["ce"]:
         raise InputError(f"{key} names no term but ce: the student alone is trained anyway, as ce")
     for name, term in variant.terms.items():
