@@ -22,14 +22,15 @@ def main(name: str) -> None:
         f"distill.variants.{name}", "distill.seeds", "student", "views", "runtime"
     )
     variant = getattr(settings.distill.variants, name)
-    data = TrainingData(settings.views, settings.runtime)
     parts = parts_needed(variant.terms)
+    if variant.control and "logits" not in parts:
+        raise InputError(
+            f"distill.variants.{name}.control changes CLIP's logits: needs a term that compares "
+            "logits, such as kd"
+        )
+    data = TrainingData(settings.views, settings.runtime)
     teacher = open_teacher(variant.teacher, data.train.views, data.device, parts)
     if variant.control:
-        if "logits" not in parts:
-            raise InputError(
-                f"distill.variants.{name}.control changes CLIP's logits: needs a term on logits"
-            )
         teacher = open_control(cast(Fused, teacher), variant.control, data.train.labels)
 
     def objective(student: nn.Module, teacher: Teacher) -> Objective:

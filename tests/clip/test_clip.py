@@ -66,9 +66,17 @@ def pixels(split):
     return to_input(split.images, UNCHANGED, CPU)
 
 
-def fit(model, split, pixels, training=TRAINING, precision="fp32", checkpoint=("clip", "key")):
+def fit(
+    model,
+    split,
+    pixels,
+    training=TRAINING,
+    precision="fp32",
+    checkpoint=("clip", "key"),
+    superclasses={},  # noqa: B006, nobody changes it
+):
     made = clip.ClipModel(model, INPUT, clip.tokenizer(CONFIG))
-    captioned = Captioned(pixels, torch.from_numpy(split.labels), CLASSES, {})
+    captioned = Captioned(pixels, torch.from_numpy(split.labels), CLASSES, superclasses)
     return train_clip(made, captioned, training, precision, Checkpoint(*checkpoint))
 
 
@@ -117,6 +125,27 @@ def test_class_embeddings_are_the_normalised_mean_over_prompts():
     single = clip.class_embeddings(model, tokens, CLASSES, prompts[:1], {})
     torch.testing.assert_close(single, each[0])
     assert not torch.allclose(actual, single)
+
+
+KINDS = {"one": "odd", "two": "even", "three": "odd", "four": "even"}
+
+
+def test_prompts_and_captions_name_the_superclass(here, split, pixels):
+    model, tokens = towers().eval(), clip.tokenizer(CONFIG)
+    actual = clip.class_embeddings(model, tokens, CLASSES, ["{}, one of the {kind}"], KINDS)
+    texts = ["one, one of the odd", "two, one of the even"]
+    with torch.no_grad():
+        expected = F.normalize(model.encode_text(tokens(texts)), dim=1)
+    torch.testing.assert_close(actual[:2], expected)
+    same = dict.fromkeys(CLASSES, "again")
+    steps = dataclasses.replace(TRAINING, steps=3)
+    written = dataclasses.replace(steps, captions=("{} again",))
+    filled = dataclasses.replace(steps, captions=("{} {kind}",))
+    histories = [
+        fit(towers(), split, pixels, x, checkpoint=(x.captions[0], "key"), superclasses=kinds)
+        for x, kinds in ((written, {}), (filled, same))
+    ]
+    assert histories[0] == histories[1]
 
 
 def zero_shot(seed=0, scale=20.0):

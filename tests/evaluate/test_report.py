@@ -416,10 +416,15 @@ def test_one_variant_under_the_teacher_is_compared_with_the_student_alone(here: 
 
 def test_names_are_those_of_the_experiment(here: Path) -> None:
     """A variant of a name that nothing knows, with losses in its explanation."""
-    variants = {"my_Student2": KD, "other": {"teacher": "clip", **FEATURES, **LOGITS}, "Z": F}
+    variants = {
+        "my_Student2": KD,
+        "other": {"teacher": "clip", **FEATURES, **LOGITS},
+        "Z": F | {"control": "shuffled"},
+    }
     page, text = report_of(variants)
     assert "my_Student2 kd under the teacher" in text
     assert "other kd, crd under CLIP" in text and "Z crd under the fused teacher" in text
+    assert "the fused teacher with CLIP's logits shuffled among the other classes" in text
     assert "other against my_Student2: " in text and "Z against my_Student2: " in text
     assert "my_Student2 against" not in text
     assert "Z minus my_Student2 by severity, points" in text

@@ -184,6 +184,14 @@ ACROSS = {
         {"dataset.classes": ["one", "hundred"]},
         [": dataset.classes has 'hundred': must be numbers, zero to ninety-nine"],
     ),
+    "superclass in a prompt": (
+        {"clip.prompts": ["a {}", "a {}, one of the {kind}"]},
+        [": clip.prompts has 'a {}, one of the {kind}': ", "cifar100 alone has superclasses"],
+    ),
+    "superclass in a caption": (
+        {"clip.training.captions": ["{kind} {}"]},
+        [": clip.training.captions has '{kind} {}': {kind} is the name of a superclass"],
+    ),
     "one class": ({"dataset.classes": ["one"]}, [": dataset.classes is ['one']: must name at le"]),
     "validation": ({"dataset.validation_images": 99}, [f"validation_images is 99: {NEEDS_ALL}"]),
     "test": ({"dataset.test_images": 99}, [f": dataset.test_images is 99: {NEEDS_ALL}"]),
