@@ -20,15 +20,16 @@ def main() -> None:
         splits, info = prepare_folders(dataset)
         params.check_classes(len(info.classes))
     else:
+        superclasses: dict[str, str] = {}
         if isinstance(dataset, params.Digits):
             arrays, classes = prepare_digits(dataset)
-            facts = {}
         else:
             arrays, classes, superclasses = prepare_cifar(dataset)
-            facts = {"superclasses": superclasses}
         mean, std = statistics(arrays["train"].images)
         splits = arrays
-        info = Info(name=dataset.name, classes=classes, mean=mean, std=std, **facts)
+        info = Info(
+            name=dataset.name, classes=classes, mean=mean, std=std, superclasses=superclasses
+        )
     for name, split in splits.items():
         save_split(f"data/{name}.safetensors", split)
         print(f"data/{name}.safetensors: {len(split.labels)} images of {len(info.classes)} classes")
