@@ -48,7 +48,7 @@ def replace_clip(folder: Path, seed: int) -> None:
         (place / "first").rename(place / "teacher")
     tables = {name: sha256(folder / f"cache/{name}/cache.json") for name in ("teacher", "clip")}
     recipe = Recipe(ALPHA, ALPHA, {"teacher": 1.0, "clip": 1.0}, tables)
-    write_json(folder / FUSED, recipe._asdict())
+    write_json(folder / FUSED, recipe.to_dict())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(name: str) -> None:
 
     recorded: dict[str, Any] = params.to_dict(settings)
     if isinstance(teacher, Fused):
-        recorded["fusion"] = teacher.recipe._asdict()
+        recorded["fusion"] = teacher.recipe.to_dict()
     inputs: list[Path | str] = [__file__, *Path("cache", variant.teacher).glob("*.json")]
     job = Job(name, settings.student, settings.distill.seeds, recorded, inputs)
     train_seeds(job, data, write_training, teacher, objective)

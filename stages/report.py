@@ -16,19 +16,23 @@ from richkd.evaluate.summary import (
     read_summary,
     summary_table,
 )
+from richkd.teachers.fusion import load_recipe
 from stages import run
 
 
 def main() -> None:
     settings = params.load(
-        "dataset.captioned_images", "teacher", "clip", "student.arch", "fusion.alpha", "fusion.lam",
+        "dataset.captioned_images", "teacher", "clip", "student.arch", "fusion.align",
         "distill.variants", "distill.seeds", "corruptions", "cache.top_k", "calibration.threshold",
     )  # fmt: skip
+    recipe = load_recipe()  # has the numbers where params.yaml says auto
+    settings.fusion.alpha, settings.fusion.lam = recipe.alpha, recipe.lam
     models = [*TEACHERS, ALONE, *settings.distill.variants]
     summary, accuracies = read_summary(models), accuracies_by_run(models)
     page = report.render(settings, summary, Path("params.yaml").read_text())
     fusion = read_json("metrics/fusion.json", Fusion | Empty)
     curve = read_csv("metrics/fusion/alpha.csv", ALPHA_COLUMNS)
+    curve = curve[curve["align"] == settings.fusion.align]
     validation = {model: fusion[model]["accuracy"] for model in TEACHERS if fusion}
     labels = {model: report.label(model) for model in models}
     picture = plots.overview(curve, settings.fusion.alpha, validation, accuracies, labels)

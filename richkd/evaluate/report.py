@@ -74,7 +74,7 @@ def render(settings: SimpleNamespace, summary: Summary, params_text: str) -> str
     """The whole page, self-contained HTML.
 
     `settings` has `dataset.captioned_images`, `teacher`, `clip`, `student.arch`, `cache.top_k`,
-    `fusion.alpha`, `fusion.lam`, `distill.variants`, `distill.seeds`, `corruptions` and
+    `fusion` with `align`, `alpha` and `lam`, `distill.variants`, `distill.seeds`, `corruptions` and
     `calibration.threshold`. `params_text` is shown as it is.
     """
     variants: dict[str, Variant] = settings.distill.variants
@@ -98,7 +98,7 @@ def render(settings: SimpleNamespace, summary: Summary, params_text: str) -> str
         if "corrupted_top1" in summary["teacher"]
         else None,
         shifted=_shifted(summary),
-        before=_before_training(alpha) if images["validation"] else None,
+        before=_before_training(settings.fusion) if images["validation"] else None,
         quadrants=QUADRANTS,
         trainings=_trainings([m for m in trained if m != "clip"], summary, variants),
         calibrations=_calibrations(summary),
@@ -238,20 +238,21 @@ def _shifted(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _before_training(alpha: float) -> dict[str, Any]:
+def _before_training(settings: SimpleNamespace) -> dict[str, Any]:
     """What the validation images say of the teachers."""
     fusion = read_json("metrics/fusion.json", Fusion)
     return {
         "teachers": {name: fusion[name] for name in TEACHERS},
         "best_alpha": fusion["best_alpha"],
-        "curves": _fusion_curves(fusion, alpha),
+        "curves": _fusion_curves(fusion, settings.align, settings.alpha),
         "prompts": _prompts(),
     }
 
 
-def _fusion_curves(fusion: dict[str, Any], alpha: float) -> list[tuple[str, str]]:
+def _fusion_curves(fusion: dict[str, Any], align: str, alpha: float) -> list[tuple[str, str]]:
     """Figures of accuracy, likelihood and calibration over alpha, each with its text."""
     curve = read_csv("metrics/fusion/alpha.csv", ALPHA_COLUMNS)
+    curve = curve[curve["align"] == align]
     figures = []
     columns = [("accuracy", "accuracy", "%"), ("nll", "NLL", "nats"), ("ece", "ECE", "%")]
     for column, name, unit in columns:

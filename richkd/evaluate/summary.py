@@ -5,7 +5,7 @@ params.yaml no longer names may still be there; only the files of the models ask
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import pandas as pd
 from pydantic import ConfigDict, Field, FiniteFloat, with_config
@@ -100,8 +100,40 @@ class Cached(TypedDict):
     single_prompt_accuracy: Figures
 
 
-# The columns of `metrics/fusion/alpha.csv`.
-ALPHA_COLUMNS = dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat)
+# The columns of `metrics/fusion/alpha.csv`: for each alignment of both teachers' logits, none,
+# temperature or standardize, a row for each alpha of `fusion.grid`. An alignment that is not
+# possible has no rows. `nll_tempered` is the NLL at the mixture's own best temperature, and empty
+# where there is none.
+ALPHA_COLUMNS = {
+    "align": Literal["none", "temperature", "standardize"],
+    **dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat),
+    "nll_tempered": float,
+}
+# The columns of `metrics/fusion/choices.csv`: a row for each way to choose the fused teacher,
+# measured on the validation images. Both files are empty where there are no such images.
+# - `align`: as above. `chosen`: how alpha was chosen. `given` is the number in params.yaml, or the
+#   paper's 0.7 where `fusion.alpha` is auto; `auto` the alpha of the lowest NLL at the mixture's
+#   best temperature; `per class` an alpha a class, whose row is there only where that wins on
+#   images that it was not fitted on.
+# - `alpha`: the alpha, `per class` the common one. `alpha_low` and `alpha_high`: the middle 95 % of
+#   the choices on bootstrap draws of the images, for `auto` alone.
+# - `temperature`: the best one of the mixture, and `nll_tempered`: the NLL there; empty if none is.
+# - For each of CHOICE_METRICS: the value, and in `<metric>_gain`, `_gain_low` and `_gain_high` its
+#   difference to the first row, align none and alpha given, with the 95 % interval of that
+#   difference on bootstrap draws of the images. More accuracy is better, and less of all else.
+# - `shipped`: true for the one row that the students learn from.
+CHOICE_METRICS = ("accuracy", "nll", "nll_tempered", "ece", "confident_wrong")
+CHOICE_COLUMNS = {
+    "align": Literal["none", "temperature", "standardize"],
+    "chosen": Literal["given", "auto", "per class"],
+    **dict.fromkeys(("alpha", "alpha_low", "alpha_high", "temperature"), float),
+    **{
+        f"{metric}{end}": float
+        for metric in CHOICE_METRICS
+        for end in ("", "_gain", "_gain_low", "_gain_high")
+    },
+    "shipped": bool,
+}
 Empty = Annotated[dict[str, Any], Field(max_length=0)]  # where there are no validation images
 
 

@@ -148,8 +148,15 @@ class Cache:
 
 @section
 class Fusion:
-    """Fused logits are alpha z_T + (1 - alpha) z_C; lam mixes the features in the same way."""
+    """Fused logits are alpha z_T + (1 - alpha) z_C; lam mixes the features in the same way.
 
-    alpha: Share
-    lam: Share
+    What is no given number is fitted on the validation images.
+    """
+
+    align: Literal["none", "temperature", "standardize"]  # how both teachers come to one scale
+    alpha: Share | Literal["auto"]  # auto: of the lowest NLL at the mixture's best temperature
+    lam: Share | Literal["auto"]  # auto: as alpha
+    per_class: bool  # with alpha auto: an alpha a class, if that is better on held-out images
+    # What to do where a ready-made teacher may have been trained on the validation images.
+    seen_validation: Literal["refuse", "allow"]
     grid: ListOf[Share]  # the alphas that the diagnostics try

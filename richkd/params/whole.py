@@ -102,6 +102,7 @@ class Params:
         _check_runtime(self)
         _check_clip(self)
         _check_sources(self)
+        _check_fusion(self)
         for name, variant in self.distill.variants.items():
             _check_variant(f"distill.variants.{name}", variant, self)
         _check_variant_names(list(self.distill.variants))
@@ -286,6 +287,40 @@ def _check_sources(params: Params) -> None:
             )
 
 
+def _check_fusion(params: Params) -> None:
+    """Validation images to fit on, which the teacher has not seen; all logits where they count."""
+    fusion, dataset, source = params.fusion, params.dataset, params.teacher.source
+    if fusion.per_class and fusion.alpha != "auto":
+        raise InputError(
+            f"fusion.per_class is true: needs fusion.alpha: auto, which it starts from (now "
+            f"{fusion.alpha})"
+        )
+    images = dataset.validation_images if isinstance(dataset, Digits) else dataset.validation
+    values = {key: getattr(fusion, key) for key in ("align", "alpha")}
+    for key, value in values.items():
+        if value in ("temperature", "standardize", "auto") and not images:
+            raise InputError(
+                f"fusion.{key} is {value!r}: is fitted on validation images, and "
+                "dataset.validation is 0"
+            )
+        if (
+            value in ("temperature", "auto")
+            and source != "train"
+            and fusion.seen_validation == "refuse"
+        ):
+            raise InputError(
+                f"fusion.{key} is {value!r}: is fitted on validation images, and the teacher, of "
+                f"teacher.source {source!r}, may have been trained on them, which makes the fit "
+                "meaningless: set fusion.seen_validation: allow if it was not"
+            )
+    whole_rows = {"align": fusion.align == "standardize", "per_class": fusion.per_class}
+    if params.cache.top_k and (key := next((key for key, x in whole_rows.items() if x), None)):
+        raise InputError(
+            f"fusion.{key} is {getattr(fusion, key)!r}: needs all logits of an image, and "
+            f"cache.top_k keeps {params.cache.top_k}: set cache.top_k: null"
+        )
+
+
 def _check_variant(key: str, variant: Variant, params: Params) -> None:
     """A variant has a term besides ce, and its teacher has what the term or a control needs."""
     cached = params.cache.teacher
@@ -293,6 +328,11 @@ def _check_variant(key: str, variant: Variant, params: Params) -> None:
         raise InputError(
             f"{key}.control is {variant.control!r}: changes CLIP's logits in the fused teacher, so "
             f"it needs teacher: fused (now {variant.teacher})"
+        )
+    if variant.control == "cosines" and params.fusion.align != "none":
+        raise InputError(
+            f"{key}.control is 'cosines': leaves out the scale of CLIP's logits, so it needs "
+            f"fusion.align: none (now {params.fusion.align})"
         )
     if list(variant.terms) == ["ce"]:
         raise InputError(f"{key} names no term but ce: the student alone is trained anyway, as ce")

@@ -34,7 +34,8 @@ def with_control(fused: Fused, control: Control, scale: float, labels: Tensor) -
         return shuffle(logits, ids, labels[ids])
 
     change = {"cosines": cosines, "shuffled": shuffled}[control]
-    return Fused(fused.recipe, fused.teacher, Changed(fused.clip, change))
+    device = fused.class_alphas.device
+    return Fused(fused.recipe, fused.teacher, Changed(fused.clip, change), device)
 
 
 def shuffle(logits: Tensor, ids: Tensor, labels: Tensor) -> Tensor:

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 class Fused(Teacher):
     """Both teachers are asked for the same views, and what they answer is mixed."""
 
-    def __init__(self, recipe: Recipe, teacher: Teacher, clip: Teacher):
+    def __init__(
+        self, recipe: Recipe, teacher: Teacher, clip: Teacher, device: torch.device | None = None
+    ):
+        """`device` is that of the teachers' answers."""
         self.recipe, self.teacher, self.clip = recipe, teacher, clip
+        # Made once: a copy to a GPU in every step would wait, and no CUDA graph may hold one.
+        self.class_alphas = torch.tensor(recipe.class_alphas, device=device)
 
     @property
     def feature_dim(self) -> int:
@@ -30,7 +35,8 @@ class Fused(Teacher):
 
     def logits(self, ids: Tensor, view_ids: Tensor) -> Tensor:
         """z_F of `richkd.teachers.fusion.fuse_logits`."""
-        return self.recipe.mix(self.teacher.logits(ids, view_ids), self.clip.logits(ids, view_ids))
+        both = self.teacher.logits(ids, view_ids), self.clip.logits(ids, view_ids)
+        return self.recipe.mix(*both, self.class_alphas)
 
     def features(self, ids: Tensor, view_ids: Tensor) -> Tensor:
         """Unit features of both, side by side, times √λ and √(1-λ): (B, D_T + D_C).
@@ -49,7 +55,8 @@ class Fused(Teacher):
         return FusedEmbedder(self, dim)
 
     def reader(self, data: ResidentSet | FileSet) -> Fused:
-        return Fused(self.recipe, self.teacher.reader(data), self.clip.reader(data))
+        both = self.teacher.reader(data), self.clip.reader(data)
+        return Fused(self.recipe, *both, self.class_alphas.device)
 
     def begin_epoch(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.teacher.begin_epoch(batches)

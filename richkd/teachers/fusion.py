@@ -31,25 +31,72 @@ def _of_both(values: dict[str, Any]) -> dict[str, Any]:
 class Recipe(NamedTuple):
     """How the fused teacher is made, and from which tables.
 
-    Both dicts have the keys `teacher` and `clip`. `scales`: factors of the logits before they are
-    mixed. `tables`: fingerprints of the tables that the recipe was written for.
+    The dicts have the keys `teacher` and `clip`. `scales`: factors of the logits before they are
+    mixed. `tables`: fingerprints of the tables that the recipe was written for. With `standardize`
+    each row of logits has mean 0 and deviation 1 before its factor. `class_alphas`: an alpha for
+    each class in place of `alpha`, which is then their common one; empty: all have `alpha`.
     """
 
     alpha: Share
     lam: Share
     scales: Annotated[dict[str, FiniteFloat], AfterValidator(_of_both)]
     tables: Annotated[dict[str, str], AfterValidator(_of_both)]
+    standardize: bool = False
+    class_alphas: tuple[Share, ...] = ()
 
-    def mix(self, teacher: Array, clip: Array) -> Array:
-        """z_F of both teachers' logits (..., classes), torch or numpy."""
-        return fuse_logits(self._scale("teacher", teacher), self._scale("clip", clip), self.alpha)
+    def mix(self, teacher: Array, clip: Array, class_alphas: Array | None = None) -> Array:
+        """z_F of both teachers' logits (..., classes), torch or numpy.
 
-    def _scale(self, name: str, logits: Array) -> Array:
+        With an alpha a_k for each class k, z_F[k] = a_k z_T[k] + (1 - a_k) z_C[k], where rows of
+        both have mean 0; for torch the a_k are given once more, as a tensor on the device. A number
+        added to all logits of a row of either teacher changes no softmax of z_F.
+        """
+        teacher, clip = self.scale("teacher", teacher), self.scale("clip", clip)
+        if not self.class_alphas:
+            return fuse_logits(teacher, clip, self.alpha)
+        alphas = class_alphas
+        if alphas is None:
+            alphas = np.asarray(self.class_alphas, np.float32)
+        # A table has its rows up to a number added to all logits. An alpha a class would turn that
+        # into another number for each class, so the mean goes first.
+        difference = teacher - clip
+        return clip + alphas * (difference - difference.mean(-1)[..., None])
+
+    def scale(self, name: str, logits: Array) -> Array:
+        """The logits (..., classes) of `teacher` or `clip` as they enter the mixture."""
+        if self.standardize:
+            logits = standardize(logits)
         # A product with 1 changes nothing, but would be a kernel of a GPU in every step.
         return logits if self.scales[name] == 1 else self.scales[name] * logits
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is recorded: fields that have their default value are left out."""
+        default = self._field_defaults
+        return {
+            key: value
+            for key, value in self._asdict().items()
+            if key not in default or value != default[key]
+        }
+
     def save(self) -> None:
-        write_json(FUSED, self._asdict())
+        write_json(FUSED, self.to_dict())
+
+
+def standardize(logits: Array) -> Array:
+    """Each row of (..., classes) with mean 0 and sample standard deviation 1, torch or numpy.
+
+    As `richkd.losses.standardize` has it: Sun et al., "Logit Standardization in Knowledge
+    Distillation", CVPR 2024.
+    """
+    centred = logits - logits.mean(-1)[..., None]
+    return centred / (1e-7 + row_deviations(logits))[..., None]
+
+
+def row_deviations(logits: Array) -> Array:
+    """The sample standard deviation of each row: (..., classes) to (...), torch or numpy."""
+    centred = logits - logits.mean(-1)[..., None]
+    deviations: Array = ((centred * centred).sum(-1) / (logits.shape[-1] - 1)) ** 0.5
+    return deviations
 
 
 def table_fingerprints() -> dict[str, str]:

@@ -64,6 +64,8 @@ RECIPE = {
     "lam": 0.5,
     "scales": {"teacher": 1.0, "clip": 2.0},
     "tables": {"teacher": "1", "clip": "2"},
+    "standardize": True,
+    "class_alphas": [0.25, 0.5],
 }
 FIGURES = {"mean": 0.5, "sd": 0.1, "seed0": 0.4, "seed1": 0.6}
 CALIBRATED = {"ece": FIGURES, "nll": FIGURES, "confident_wrong": FIGURES}
@@ -130,8 +132,15 @@ CSV = {
         lambda: read_csv("metrics/calibrate/x.csv", report.BIN_COLUMNS),
     ),
     "metrics/fusion/alpha.csv": (
-        {"alpha": [0.0, 1.0], "accuracy": [0.5, 0.25], "nll": [1.0, 2.0], "ece": [0.1, 0.2]},
+        {"align": "none", "alpha": [0.0, 1.0]}
+        | dict.fromkeys(("accuracy", "nll", "ece"), [0.5, 0.25])
+        | {"nll_tempered": [None, 0.5]},
         lambda: read_csv("metrics/fusion/alpha.csv", summary.ALPHA_COLUMNS),
+    ),
+    "metrics/fusion/choices.csv": (
+        {name: [0.5, None] for name in summary.CHOICE_COLUMNS}
+        | {"align": "none", "chosen": ["given", "auto"], "shipped": [False, True]},
+        lambda: read_csv("metrics/fusion/choices.csv", summary.CHOICE_COLUMNS),
     ),
 }
 LABELS = np.array([0, 1, 2, 0])

@@ -24,6 +24,7 @@ from richkd.evaluate import plots, report
 from richkd.evaluate.scores import ALEXNET, score
 from richkd.evaluate.seeds import summarize
 from richkd.evaluate.summary import TEACHERS, Shown, mean_and_sd, signed
+from richkd.teachers.fusion import Recipe
 from stages import calibrate
 from stages import report as stage
 
@@ -94,6 +95,7 @@ def experiment(
     sets = {"names": list(names) or ["fog"], "severities": list(severities)}
     params["corruptions"] = params["corruptions"] | sets
     params["fusion"]["alpha"] = 0.25  # not on the grid
+    Recipe(0.25, 0.4, {"teacher": 1.0, "clip": 1.0}, {"teacher": "1", "clip": "2"}).save()
     # Through JSON, so that sections used twice become two, not an alias, which is refused.
     Path("params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(params)), sort_keys=False))
 
@@ -187,7 +189,8 @@ def teachers(rng: np.random.Generator, validation: int) -> None:
     fusion = {model: dict(zip(keys, rng.random(len(keys)), strict=True)) for model in TEACHERS}
     fusion["best_alpha"] = {"alpha": 0.5, "accuracy": 0.87654}
     write_json("metrics/fusion.json", fusion if validation else {})
-    grid = {"alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
+    grid = {"align": "none", "alpha": [0.0, 0.5, 1.0], **{key: rng.random(3) for key in keys[:3]}}
+    grid["nll_tempered"] = grid["nll"] / 2
     with replacing("metrics/fusion/alpha.csv") as part:
         pd.DataFrame(grid)[: 3 if validation else 0].to_csv(part, index=False)
     single = {"mean": 0.6, "a photo of {}": 0.5, "<i>{}</i>": 0.7}

@@ -226,6 +226,11 @@ REFUSED = {
         f": {L}.control is 'cosines': changes CLIP's logits in the fused teacher, so it needs "
         "teacher: fused (now clip)",
     ),
+    "cosines that are aligned": (
+        {f"{L}.control": "cosines", "fusion.align": "standardize"},
+        f": {L}.control is 'cosines': leaves out the scale of CLIP's logits, so it needs "
+        "fusion.align: none (now standardize)",
+    ),
     "unknown control": (
         {f"{L}.control": "random"},
         f": {L}.control is 'random': should be 'cosines' or 'shuffled'",
