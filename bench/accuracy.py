@@ -9,8 +9,10 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -46,21 +48,27 @@ def train(
 
     `changes` are parameters by their full names, with the values that they have for this training.
     """
+    with changed_params(folder, {"distill.seeds": list(seeds), **(changes or {})}):
+        command(folder, sys.executable, "-m", "stages.distill", variant)
+    metrics = json.loads((folder / f"metrics/train/{variant}.json").read_text())
+    return [100 * metrics["validation_accuracy"][f"seed{seed}"] for seed in seeds]
+
+
+@contextmanager
+def changed_params(folder: Path, changes: Mapping[str, Any]) -> Iterator[None]:
+    """In the block the folder's params.yaml has other values, by the parameters' full names."""
     path, yaml = folder / "params.yaml", YAML()
     before = path.read_text()
     params = yaml.load(before)
-    params["distill"]["seeds"] = list(seeds)
-    for key, value in (changes or {}).items():
+    for key, value in changes.items():
         *sections, name = key.split(".")
         section = params
         for part in sections:
             section = section[part]
         section[name] = value
     yaml.dump(params, path)
-    command(folder, sys.executable, "-m", "stages.distill", variant)
+    yield
     path.write_text(before)
-    metrics = json.loads((folder / f"metrics/train/{variant}.json").read_text())
-    return [100 * metrics["validation_accuracy"][f"seed{seed}"] for seed in seeds]
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:

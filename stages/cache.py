@@ -86,8 +86,11 @@ def single_prompts(
     Their distance from the accuracy with all prompts is what the ensemble of prompts adds.
     """
     result, tokens_of = {}, tokenizer(record["model"])
+    superclasses = record.get("superclasses", {})
     for prompt in record["prompts"]:
-        classifier = class_embeddings(model.clip, tokens_of, record["classes"], [prompt])
+        classifier = class_embeddings(
+            model.clip, tokens_of, record["classes"], [prompt], superclasses
+        )
         result[prompt] = engine.accuracy(features @ classifier.T, labels)
     return {"mean": fmean(result.values()), **result}
 

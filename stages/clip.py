@@ -29,7 +29,8 @@ def main() -> None:
     kept.forget("models/clip")
     metrics, made_from, quick_gelu = {}, {INFO: sha256(INFO)}, False
     if wanted.source == "train":
-        tokens_of([x.format(name) for x in prompts for name in info.classes])  # none is too long
+        fills = [zero_shot.fill(prompt, info.superclasses) for prompt in prompts]
+        tokens_of([fill(name) for fill in fills for name in info.classes])  # none is too long
         clip, metrics["loss"] = train(settings, info, tokens_of, device, checkpoint)
         made_from[CAPTIONED] = sha256(CAPTIONED)
     else:
@@ -40,7 +41,9 @@ def main() -> None:
 
     metrics["logit_scale"] = network.get_parameter("logit_scale").exp().item()
     scale = metrics["logit_scale"] if wanted.logit_scale == "model" else wanted.logit_scale
-    embeddings = zero_shot.class_embeddings(network, tokens_of, info.classes, prompts)
+    embeddings = zero_shot.class_embeddings(
+        network, tokens_of, info.classes, prompts, info.superclasses
+    )
     record = {
         "kind": "clip",
         "model": params.to_dict(wanted.model),
@@ -58,6 +61,8 @@ def main() -> None:
     }
     if wanted.source == "train":
         record["seed"] = wanted.training.seed
+    if info.superclasses:
+        record["superclasses"] = info.superclasses
     classifier = ZeroShot(network, embeddings, scale, expected)
     weights.save("models/clip/seed0", classifier.state_dict(), record)
     write_json("metrics/train/clip.json", metrics)
@@ -84,6 +89,7 @@ def train(
         torch.cat([batch.clone() for batch in images.split(256)]),
         torch.from_numpy(split.labels).to(device),
         info.classes,
+        info.superclasses,
     )
     history = train_clip(
         clip, captioned, settings.clip.training, settings.runtime.precision, checkpoint

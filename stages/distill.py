@@ -1,14 +1,15 @@
 """Train students under a teacher: one of `distill.variants`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from richkd import params
+from richkd.base.errors import InputError
 from richkd.evaluate.seeds import write_training
 from richkd.teachers.fused import Fused
-from richkd.teachers.lookup import open_teacher
+from richkd.teachers.lookup import open_control, open_teacher
 from richkd.teachers.teacher import Teacher
 from richkd.train.objective import Objective
 from richkd.train.seeds import Job, TrainingData, train_seeds
@@ -21,9 +22,16 @@ def main(name: str) -> None:
         f"distill.variants.{name}", "distill.seeds", "student", "views", "runtime"
     )
     variant = getattr(settings.distill.variants, name)
-    data = TrainingData(settings.views, settings.runtime)
     parts = parts_needed(variant.terms)
+    if variant.control and "logits" not in parts:
+        raise InputError(
+            f"distill.variants.{name}.control changes CLIP's logits: needs a term that compares "
+            "logits, such as kd"
+        )
+    data = TrainingData(settings.views, settings.runtime)
     teacher = open_teacher(variant.teacher, data.train.views, data.device, parts)
+    if variant.control:
+        teacher = open_control(cast(Fused, teacher), variant.control, data.train.labels)
 
     def objective(student: nn.Module, teacher: Teacher) -> Objective:
         return make_objective(variant.terms, student, teacher, data.train.labels)

@@ -20,10 +20,16 @@ def main() -> None:
         splits, info = prepare_folders(dataset)
         params.check_classes(len(info.classes))
     else:
-        prepare = prepare_digits if dataset.name == "digits" else prepare_cifar
-        arrays, classes = prepare(dataset)
+        superclasses: dict[str, str] = {}
+        if isinstance(dataset, params.Digits):
+            arrays, classes = prepare_digits(dataset)
+        else:
+            arrays, classes, superclasses = prepare_cifar(dataset)
         mean, std = statistics(arrays["train"].images)
-        splits, info = arrays, Info(name=dataset.name, classes=classes, mean=mean, std=std)
+        splits = arrays
+        info = Info(
+            name=dataset.name, classes=classes, mean=mean, std=std, superclasses=superclasses
+        )
     for name, split in splits.items():
         save_split(f"data/{name}.safetensors", split)
         print(f"data/{name}.safetensors: {len(split.labels)} images of {len(info.classes)} classes")

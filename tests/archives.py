@@ -50,7 +50,12 @@ def official_contents(archive: Archive) -> dict[str, Any]:
         for member, part in zip(members, np.split(labels, len(members))):
             data = np.repeat(part.astype(np.uint8)[:, None], 3072, axis=1)
             contents[member] = {"data": data, archive.labels: part.tolist()}
+            if archive.coarse:  # a superclass has five classes
+                contents[member][archive.coarse[0]] = (part // 5).tolist()
     contents[archive.meta] = {archive.names: [f"class_{i}" for i in range(archive.classes)]}
+    if archive.coarse:
+        _, names, count = archive.coarse
+        contents[archive.meta][names] = [f"superclass_{i}" for i in range(count)]
     return contents
 
 

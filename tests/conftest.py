@@ -83,7 +83,7 @@ def photographs(shared):
     """The 10,000 test images of the real CIFAR-100."""
     from richkd.data.cifar import read_cifar
 
-    _, test, _ = read_cifar(shared / "data/cifar-100-python.tar.gz", "cifar100")
+    _, test, *_ = read_cifar(shared / "data/cifar-100-python.tar.gz", "cifar100")
     return test
 
 

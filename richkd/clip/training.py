@@ -1,7 +1,7 @@
 """Training CLIP with its contrastive loss on images captioned with their class names."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from richkd.base import memory
 from richkd.base.errors import InputError
 from richkd.base.resume import Checkpoint
-from richkd.clip.zero_shot import ClipModel, preprocess
+from richkd.clip.zero_shot import ClipModel, fill, preprocess
 from richkd.engine import autocast, divergence, free_memory
 from richkd.params import ClipTraining
 
@@ -21,11 +21,15 @@ CHECKPOINT_EVERY = 20  # steps
 
 
 class Captioned(NamedTuple):
-    """Images to caption: pixels in [0, 1], (N, 3, H, H), labels int64 (N,), the classes' names."""
+    """Images to caption: pixels in [0, 1], (N, 3, H, H), labels int64 (N,), the classes' names.
+
+    `superclasses`: by a class's name its superclass's, for captions with {kind}.
+    """
 
     pixels: Tensor
     labels: Tensor
     classes: Sequence[str]
+    superclasses: Mapping[str, str]
 
 
 def train_clip(
@@ -46,13 +50,13 @@ def train_clip(
     import open_clip
 
     network, expected, tokens_of = clip
-    pixels, labels, classes = captioned
+    pixels, labels, classes, superclasses = captioned
     device = pixels.device
     # The gradients and AdamW's two moments, each as large as the weights.
     needed = 3 * sum(x.nbytes for x in network.parameters())
     memory.check("gradients of clip.model", needed, free_memory(device), "make it smaller")
     images = torch.cat([preprocess(part, expected) for part in pixels.split(1000)])
-    texts = [[caption.format(name) for name in classes] for caption in training.captions]
+    texts = [[*map(fill(x, superclasses), classes)] for x in training.captions]
     tokens = torch.stack([tokens_of(rows) for rows in texts]).to(device)
     optimizer, scheduler = _optimizer(network, training)
     contrastive = open_clip.ClipLoss()

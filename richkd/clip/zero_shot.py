@@ -1,10 +1,10 @@
 """CLIP (Radford et al., ICML 2021) as a teacher: open_clip's models, zero-shot classification."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import torch
 from pydantic import ConfigDict, Field, FiniteFloat, with_config
@@ -279,15 +279,27 @@ def templates(prompts: Literal["imagenet80"] | Sequence[str]) -> list[str]:
     return list(prompts)
 
 
+def fill(template: str, superclasses: Mapping[str, str]) -> Callable[[str], str]:
+    """From a class's name to its text: {} is the name, {kind} that of its superclass."""
+    return lambda name: template.format(name, kind=superclasses.get(name))
+
+
 def class_embeddings(
-    clip: nn.Module, tokens_of: Tokenizer, classes: Sequence[str], prompts: Sequence[str]
+    clip: nn.Module,
+    tokens_of: Tokenizer,
+    classes: Sequence[str],
+    prompts: Sequence[str],
+    superclasses: Mapping[str, str],
 ) -> Tensor:
-    """Unit text embeddings (C, D): the mean over the prompts of the unit embeddings, normalised."""
+    """Unit text embeddings (C, D): the mean over the prompts of the unit embeddings, normalised.
+
+    `superclasses`: by a class's name its superclass's, for prompts with {kind}.
+    """
     import open_clip
 
     device = next(clip.parameters()).device
     return open_clip.build_zero_shot_classifier(
-        clip.eval(), tokens_of, classes, list(prompts), device=device
+        clip.eval(), tokens_of, classes, [fill(x, superclasses) for x in prompts], device=device
     ).T
 
 
@@ -313,6 +325,7 @@ class ClipRecord(ModelRecord):
     input: RecordedInput
     center: RecordedCenter | None
     classes: Annotated[list[str], Field(min_length=1)]
+    superclasses: NotRequired[dict[str, str]]  # where the data set has some
     prompts: Annotated[list[str], Field(min_length=1)]
     scale: FiniteFloat
 

@@ -31,6 +31,8 @@ class Archive(NamedTuple):
     classes: int
     train_per_class: int
     test_per_class: int
+    # Of the superclasses, where there are some: the keys of labels and names, and their number.
+    coarse: tuple[str, str, int] | None = None
 
 
 ARCHIVES = {
@@ -45,6 +47,7 @@ ARCHIVES = {
         classes=100,
         train_per_class=500,
         test_per_class=100,
+        coarse=("coarse_labels", "coarse_label_names", 20),
     ),
     "cifar10": Archive(
         file="cifar-10-python.tar.gz",
@@ -158,8 +161,10 @@ def _refuse_nested(values: Any) -> None:
         raise pickle.UnpicklingError("an array is described by nested containers")
 
 
-def read_cifar(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
-    """Training images, test images, and the classes' names with spaces between words.
+def read_cifar(path: Path | str, name: str) -> tuple[Split, Split, list[str], dict[str, str]]:
+    """Training images, test images, the classes' names, and by a class's name its superclass's.
+
+    Names have spaces between words. CIFAR-10 has no superclasses.
 
     path: the archive of ARCHIVES[name], or another one in the same layout. Images uint8
     (N, 32, 32, 3) and labels int64 (N,), in the archive's order.
@@ -167,27 +172,33 @@ def read_cifar(path: Path | str, name: str) -> tuple[Split, Split, list[str]]:
     class is wrong, and if a pickle looks up more than arrays need.
     """
     archive = ARCHIVES[name]
+    labels_of, names_of, count = archive.coarse or ("", "", 0)
+    pairs: set[tuple[int, int]] = set()  # labels of a class and of its superclass
     with members(path) as files:
-        names = _load(files, archive.meta, path).get(archive.names)
-        if not isinstance(names, list) or len(names) != archive.classes:
-            where = f"{path}: {archive.meta}"
-            raise InputError(f"{where} must hold {archive.names}, a list of {archive.classes}")
-        if not all(isinstance(x, str | bytes) for x in names):
-            raise InputError(f"{path}: {archive.meta}: {archive.names} must be text")
-        classes = [_text(x).replace("_", " ") for x in names]
+        meta, where = _load(files, archive.meta, path), f"{path}: {archive.meta}"
+        classes = _names(meta, archive.names, archive.classes, where)
+        coarse = _names(meta, names_of, count, where) if archive.coarse else []
         splits = []
         for parts, per_class in (
             (archive.train, archive.train_per_class),
             (archive.test, archive.test_per_class),
         ):
-            batches = [
-                _batch(_load(files, part, path), archive, f"{path}: {part}") for part in parts
-            ]
+            batches = []
+            for part in parts:
+                content, where = _load(files, part, path), f"{path}: {part}"
+                images = _images(content, where)
+                labels = _labels(content, archive.labels, archive.classes, len(images), where)
+                batches.append(Split(images, labels))
+                if archive.coarse:
+                    kinds = _labels(content, labels_of, count, len(images), where)
+                    pairs |= set(zip(labels.tolist(), kinds.tolist()))
             split = Split(*(np.concatenate(arrays) for arrays in zip(*batches)))
             _check_counts(split.labels, per_class, classes, f"{path}: {', '.join(parts)}")
             splits.append(split)
+    if archive.coarse and len(pairs) != archive.classes:
+        raise InputError(f"{path}: {labels_of} must give each class one superclass")
     train, test = splits
-    return train, test, classes
+    return train, test, classes, {classes[fine]: coarse[kind] for fine, kind in sorted(pairs)}
 
 
 def _load(files: dict[str, Callable[[], bytes]], member: str, path: Path | str) -> dict[str, Any]:
@@ -211,30 +222,46 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
-def _batch(content: dict[str, Any], archive: Archive, where: str) -> Split:
-    """The images and labels of one member, whose dict is `content`."""
-    for key in ("data", archive.labels):
-        if key not in content:
-            others = ", ".join(name[:30] for name in sorted(content)[:6])
-            raise InputError(f"{where} has no {key}, only {others}")
-    data = content["data"]
+def _names(content: dict[str, Any], key: str, count: int, where: str) -> list[str]:
+    names = content.get(key)
+    if not isinstance(names, list) or len(names) != count:
+        raise InputError(f"{where} must hold {key}, a list of {count}")
+    if not all(isinstance(x, str | bytes) for x in names):
+        raise InputError(f"{where}: {key} must be text")
+    return [_text(x).replace("_", " ") for x in names]
+
+
+def _value(content: dict[str, Any], key: str, where: str) -> Any:
+    if key not in content:
+        others = ", ".join(name[:30] for name in sorted(content)[:6])
+        raise InputError(f"{where} has no {key}, only {others}")
+    return content[key]
+
+
+def _images(content: dict[str, Any], where: str) -> npt.NDArray[np.uint8]:
+    """The images of one member, whose dict is `content`."""
+    data = _value(content, "data", where)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
         array = isinstance(data, np.ndarray)
         found = f"{data.dtype.name} {data.shape}" if array else type(data).__name__
         raise InputError(f"{where}: data must be uint8 (N, 3072), not {found}")
-    labels = content[archive.labels]
-    if not isinstance(labels, list) and np.ndim(labels) != 1 or len(labels) != len(data):
-        raise InputError(f"{where}: {archive.labels} must be {len(data)} numbers, one an image")
+    # A row of `data` is the red plane, then the green and the blue one, each row by row.
+    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _labels(
+    content: dict[str, Any], key: str, classes: int, images: int, where: str
+) -> npt.NDArray[np.int64]:
+    """The labels of one member under `key`, one an image."""
+    labels = _value(content, key, where)
+    if not isinstance(labels, list) and np.ndim(labels) != 1 or len(labels) != images:
+        raise InputError(f"{where}: {key} must be {images} numbers, one an image")
     for label in labels:
-        if not isinstance(label, int | np.integer) or not 0 <= label < archive.classes:
+        if not isinstance(label, int | np.integer) or not 0 <= label < classes:
             short = isinstance(label, int | float | np.integer) and -1e9 < label < 1e9
             found = label if short else type(label).__name__  # others can be long or nested
-            raise InputError(
-                f"{where}: {archive.labels} must be 0 to {archive.classes - 1}, not {found}"
-            )
-    # A row of `data` is the red plane, then the green and the blue one, each row by row.
-    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Split(np.ascontiguousarray(images), np.array(labels, np.int64))
+            raise InputError(f"{where}: {key} must be 0 to {classes - 1}, not {found}")
+    return np.array(labels, np.int64)
 
 
 def _check_counts(
@@ -247,8 +274,8 @@ def _check_counts(
             raise InputError(f"{where} must hold {per_class} images a class, not {count} of {name}")
 
 
-def prepare_cifar(p: Cifar) -> tuple[dict[str, Split], list[str]]:
-    """The splits train, validation, captioned and test, and the classes' names.
+def prepare_cifar(p: Cifar) -> tuple[dict[str, Split], list[str], dict[str, str]]:
+    """The splits train, validation, captioned and test, classes and superclasses by name.
 
     Downloads the archive if the params name no local one. Raises InputError if the archive is not
     to be had or not as published, and if the splits need more images than there are.
@@ -261,11 +288,11 @@ def prepare_cifar(p: Cifar) -> tuple[dict[str, Split], list[str]]:
         path = locate(p.archive)
         whose = "dataset.sha256" if p.sha256 else "the official one, where dataset.sha256 is null"
         verify(path, checksum, f"dataset.archive, checked against {whose}")
-    official, test, classes = read_cifar(path, p.name)
+    official, test, classes, superclasses = read_cifar(path, p.name)
     parts = divide(
         official.labels, p.validation, p.train_per_class, p.captioned_images, p.seed, classes
     )
     splits = {
         name: Split(official.images[ids], official.labels[ids]) for name, ids in parts.items()
     }
-    return splits | {"test": test}, classes
+    return splits | {"test": test}, classes, superclasses

@@ -72,7 +72,7 @@ class Info:
     """The classes' names in order, and the training pixels' mean and sd a channel, in [0, 1].
 
     For images in files also the classes' folders, in the same order, and the files that were left
-    out because they cannot be read.
+    out because they cannot be read. For CIFAR-100 the superclass of each class, by name.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Info:
     std: Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
     folders: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    superclasses: dict[str, str] = field(default_factory=dict)
 
     @property
     def whole_imagenet(self) -> bool:
@@ -183,8 +184,11 @@ def load_split(path: Path | str, classes: int | None = None) -> Split | Manifest
 
 
 def save_info(path: Path | str, info: Info) -> None:
-    """Write the facts about a data set as JSON."""
-    write_json(path, asdict(info))
+    """Write the facts about a data set as JSON, superclasses only where there are some."""
+    facts = asdict(info)
+    if not info.superclasses:
+        del facts["superclasses"]
+    write_json(path, facts)
 
 
 def load_info(path: Path | str) -> Info:

@@ -56,6 +56,7 @@ EXPLANATIONS = {
 IN_SENTENCES = {"teacher": "the teacher", "clip": "CLIP", "fused": "the fused teacher"}
 # The files that the results follow from.
 SOURCES = ("params.yaml", "dvc.yaml", "richkd", "stages")
+CONTROLS = {"cosines": "plain cosines", "shuffled": "logits shuffled among the other classes"}
 QUADRANTS = ("confident_correct", "confident_wrong", "unsure_correct", "unsure_wrong")
 
 
@@ -192,7 +193,10 @@ def explain(variant: Variant) -> str:
         switched_on = [option for option, value in term.options.items() if value is True]
         if name != "ce":
             terms.append(f"{name} ({', '.join(switched_on)})" if switched_on else name)
-    return f"{', '.join(terms)} under {IN_SENTENCES[variant.teacher]}"
+    teacher = IN_SENTENCES[variant.teacher]
+    if variant.control:
+        teacher += f" with CLIP's {CONTROLS[variant.control]}"
+    return f"{', '.join(terms)} under {teacher}"
 
 
 def mixture(fusion: SimpleNamespace, choices: pd.DataFrame) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from richkd.params.sources import (
 from richkd.params.students import (
     At,
     Ce,
+    Control,
     Crd,
     Dist,
     Distill,
@@ -57,6 +58,7 @@ __all__ = [
     "Clip",
     "ClipTowers",
     "ClipTraining",
+    "Control",
     "Fusion",
     "Crd",
     "Digits",

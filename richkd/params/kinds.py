@@ -26,9 +26,12 @@ def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
 
 
 def _template(text: str) -> str:
-    # Nothing between the braces: `{:>9}` is a width, and `{{` a brace that would be written as one.
-    if text.count("{}") != 1 or re.search("[{}]", text.replace("{}", "")):
-        raise ValueError("must hold {} once, where the class name goes, and no other brace")
+    # Nothing else in braces: `{:>9}` is a width, and `{{` a brace that would be written as one.
+    if text.count("{}") != 1 or re.search("[{}]", text.replace("{}", "").replace("{kind}", "")):
+        raise ValueError(
+            "must hold {} once, where the class name goes, and no other brace but {kind}, where "
+            "the name of its superclass goes"
+        )
     return text
 
 

@@ -150,6 +150,11 @@ class Nst(Term):
     needs_maps = True
 
 
+# What is changed in CLIP's logits before they are fused. `cosines`: they are the cosines alone, as
+# with clip.logit_scale 1. `shuffled`: those of all classes but the labelled one change places.
+Control = Literal["cosines", "shuffled"]
+
+
 def _variant_name(text: str) -> str:
     # A variant's name is the name of a folder, and some file systems ignore the case.
     taken = ("teacher", "clip", "fused", "ce")
@@ -178,6 +183,7 @@ class Variant:
 
     teacher: Literal["teacher", "clip", "fused"]
     ce: Ce = Ce()
+    control: Control | None = None
 
     @property
     def terms(self) -> dict[str, Term]:

@@ -7,6 +7,7 @@ not declare.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -239,9 +240,11 @@ def _check_runtime(params: Params) -> None:
 
 
 def _check_clip(params: Params) -> None:
-    """Towers that can be built, and images to train them on."""
+    """Superclasses where a template names them; towers that can be built, images to train on."""
+    _check_templates("clip.prompts", params.clip.prompts, params)
     if not isinstance(params.clip, TrainedClip):
         return
+    _check_templates("clip.training.captions", params.clip.training.captions, params)
     towers = params.clip.model
     if towers.text_width % towers.text_heads:
         raise InputError(
@@ -253,6 +256,15 @@ def _check_clip(params: Params) -> None:
             f"dataset.captioned_images is {images}: clip.source train needs images to train on, "
             "at least two"
         )
+
+
+def _check_templates(key: str, templates: Sequence[str], params: Params) -> None:
+    for text in templates:
+        if "{kind}" in text and params.dataset.name != "cifar100":
+            raise InputError(
+                f"{key} has {text!r}: {{kind}} is the name of a superclass, and of the data sets "
+                "cifar100 alone has superclasses"
+            )
 
 
 def _check_sources(params: Params) -> None:
@@ -310,8 +322,18 @@ def _check_fusion(params: Params) -> None:
 
 
 def _check_variant(key: str, variant: Variant, params: Params) -> None:
-    """A variant has a term besides ce, and its teacher has what the term compares."""
+    """A variant has a term besides ce, and its teacher has what the term or a control needs."""
     cached = params.cache.teacher
+    if variant.control and variant.teacher != "fused":
+        raise InputError(
+            f"{key}.control is {variant.control!r}: changes CLIP's logits in the fused teacher, so "
+            f"it needs teacher: fused (now {variant.teacher})"
+        )
+    if variant.control == "cosines" and params.fusion.align != "none":
+        raise InputError(
+            f"{key}.control is 'cosines': leaves out the scale of CLIP's logits, so it needs "
+            f"fusion.align: none (now {params.fusion.align})"
+        )
     if list(variant.terms) == ["ce"]:
         raise InputError(f"{key} names no term but ce: the student alone is trained anyway, as ce")
     for name, term in variant.terms.items():

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
-from pydantic import ConfigDict, Field, with_config
+from pydantic import ConfigDict, Field, FiniteFloat, with_config
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import TypedDict
@@ -21,6 +21,8 @@ from richkd.classifiers import load_classifier, load_record
 from richkd.data.views import RandomResizedCrop, Views
 from richkd.engine import free_memory
 from richkd.model_records import paths
+from richkd.params import Control
+from richkd.teachers.controls import with_control
 from richkd.teachers.fused import Fused
 from richkd.teachers.fusion import FUSED, load_recipe, table_fingerprints
 from richkd.teachers.online import Online
@@ -60,6 +62,7 @@ TableRecord = TypedDict(
         "top k": Annotated[int, Field(ge=1)] | None,
         "shape": TableShape,
         "content": dict[str, str],
+        "logit scale": NotRequired[Annotated[FiniteFloat, Field(gt=0)]],  # CLIP's alone
     },
 )
 with_config(ConfigDict(extra="allow"))(TableRecord)
@@ -102,6 +105,12 @@ def open_teacher(name: str, views: ViewSet, device: torch.device, parts: Sequenc
             raise InputError(f"{FUSED} was made of another {CACHE / table}: run `dvc repro fusion`")
     both = (_open_one(x, views, device, parts) for x in ("teacher", "clip"))
     return Fused(recipe, *both, device)
+
+
+def open_control(fused: Fused, control: Control, labels: Tensor) -> Fused:
+    """The fused teacher with the control in it; labels int64 (N,), on the teacher's device."""
+    scale = read_json(CACHE / "clip/cache.json", TableRecord)["logit scale"]
+    return with_control(fused, control, scale, labels)
 
 
 def _open_one(name: str, views: ViewSet, device: torch.device, parts: Sequence[str]) -> Teacher:

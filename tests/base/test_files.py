@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +119,12 @@ def test_a_split_and_its_info_come_back(tmp_path, split):
     assert isinstance(loaded, Split) and loaded.images.dtype == np.uint8
     assert all(np.array_equal(a, b) for a, b in zip(loaded, split))
     info = Info(name="digits", classes=["one", "two"], mean=[0.1] * 3, std=[0.3] * 3)
-    save_info(tmp_path / "info.json", info)
-    assert load_info(tmp_path / "info.json") == info
+    for superclasses in ({}, {"one": "odd", "two": "even"}):
+        info = replace(info, superclasses=superclasses)
+        save_info(tmp_path / "info.json", info)
+        assert load_info(tmp_path / "info.json") == info
+        written = json.loads((tmp_path / "info.json").read_text())
+        assert ("superclasses" in written) == bool(superclasses)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import tomllib
 import venv
 from importlib import import_module
 from importlib.metadata import requires
+from itertools import product
 
 import numpy as np
 import pytest
@@ -20,15 +21,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bench import accuracy, common, crd, overhead, protocol, scaling, step
+from bench import accuracy, common, crd, ensemble, overhead, protocol, scaling, step
 from bench import input as inputs
 from bench.cache import Work
 from bench.common import Sizes
 from bench.protocol import Networks
 from richkd import models, params
+from richkd.base.files import write_json
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
 from richkd.data.views import Views
+from richkd.teachers.fusion import Recipe, load_recipe, table_fingerprints
 
 SIZES = Sizes(samples=60, batch_size=4, classes=5, negatives=8, dim=4)
 SMALL = Networks("resnet8", "resnet8")
@@ -229,6 +232,26 @@ def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
     assert all((name, seeds) == ("F", [0, 1]) for name, seeds, *_ in trained)
     told = [(runtime["precision"], crd["negatives"]) for *_, runtime, crd in trained]
     assert told == [("fp32", "auto"), ("bf16", "auto"), ("fp32", "shared")]
+
+
+def test_a_second_teacher_takes_clips_place(here, monkeypatch):
+    for place, name in product(("models", "cache"), ("teacher", "clip")):
+        write_json(f"{place}/{name}/cache.json", f"the {name}'s")
+    text = (common.ROOT / "params.yaml").read_text()
+    (here / "params.yaml").write_text(text)
+
+    def train_or_cache(folder, *words):
+        params = yaml.safe_load((here / "params.yaml").read_text())
+        place = {"stages.teacher": "models", "stages.cache": "cache"}[words[2]]
+        write_json(f"{place}/teacher/cache.json", f"seed {params['teacher']['seed']}'s")
+
+    monkeypatch.setattr(ensemble, "command", train_or_cache)
+    ensemble.replace_clip(here, 7)
+    assert (here / "params.yaml").read_text() == text
+    for place in ("models", "cache"):
+        assert json.loads((here / place / "clip/cache.json").read_text()) == "seed 7's"
+        assert json.loads((here / place / "teacher/cache.json").read_text()) == "the teacher's"
+    assert load_recipe() == Recipe(0.5, 0.5, {"teacher": 1.0, "clip": 1.0}, table_fingerprints())
 
 
 def test_overhead_tells_stages_from_what_dvc_does_besides(monkeypatch):

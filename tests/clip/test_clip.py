@@ -66,9 +66,17 @@ def pixels(split):
     return to_input(split.images, UNCHANGED, CPU)
 
 
-def fit(model, split, pixels, training=TRAINING, precision="fp32", checkpoint=("clip", "key")):
+def fit(
+    model,
+    split,
+    pixels,
+    training=TRAINING,
+    precision="fp32",
+    checkpoint=("clip", "key"),
+    superclasses={},  # noqa: B006, nobody changes it
+):
     made = clip.ClipModel(model, INPUT, clip.tokenizer(CONFIG))
-    captioned = Captioned(pixels, torch.from_numpy(split.labels), CLASSES)
+    captioned = Captioned(pixels, torch.from_numpy(split.labels), CLASSES, superclasses)
     return train_clip(made, captioned, training, precision, Checkpoint(*checkpoint))
 
 
@@ -106,7 +114,7 @@ def test_overshoot_of_the_resize_is_clamped():
 def test_class_embeddings_are_the_normalised_mean_over_prompts():
     model, prompts = towers().eval(), ["a photo of {}", "{}", "the word {} written"]
     tokens = clip.tokenizer(CONFIG)
-    actual = clip.class_embeddings(model, tokens, CLASSES, prompts)
+    actual = clip.class_embeddings(model, tokens, CLASSES, prompts, {})
     with torch.no_grad():
         each = [
             F.normalize(model.encode_text(tokens([p.format(c) for c in CLASSES])), dim=1)
@@ -114,15 +122,36 @@ def test_class_embeddings_are_the_normalised_mean_over_prompts():
         ]
     expected = F.normalize(torch.stack(each).mean(0), dim=1)
     torch.testing.assert_close(actual, expected)
-    single = clip.class_embeddings(model, tokens, CLASSES, prompts[:1])
+    single = clip.class_embeddings(model, tokens, CLASSES, prompts[:1], {})
     torch.testing.assert_close(single, each[0])
     assert not torch.allclose(actual, single)
+
+
+KINDS = {"one": "odd", "two": "even", "three": "odd", "four": "even"}
+
+
+def test_prompts_and_captions_name_the_superclass(here, split, pixels):
+    model, tokens = towers().eval(), clip.tokenizer(CONFIG)
+    actual = clip.class_embeddings(model, tokens, CLASSES, ["{}, one of the {kind}"], KINDS)
+    texts = ["one, one of the odd", "two, one of the even"]
+    with torch.no_grad():
+        expected = F.normalize(model.encode_text(tokens(texts)), dim=1)
+    torch.testing.assert_close(actual[:2], expected)
+    same = dict.fromkeys(CLASSES, "again")
+    steps = dataclasses.replace(TRAINING, steps=3)
+    written = dataclasses.replace(steps, captions=("{} again",))
+    filled = dataclasses.replace(steps, captions=("{} {kind}",))
+    histories = [
+        fit(towers(), split, pixels, x, checkpoint=(x.captions[0], "key"), superclasses=kinds)
+        for x, kinds in ((written, {}), (filled, same))
+    ]
+    assert histories[0] == histories[1]
 
 
 def zero_shot(seed=0, scale=20.0):
     model = towers(seed).eval()
     classifier = clip.class_embeddings(
-        model, clip.tokenizer(CONFIG), CLASSES, ["a photo of {}", "{}"]
+        model, clip.tokenizer(CONFIG), CLASSES, ["a photo of {}", "{}"], {}
     )
     return clip.ZeroShot(model, classifier, scale, INPUT).eval()
 
@@ -200,7 +229,9 @@ def test_training_lowers_the_loss(here, split, pixels):
 def test_training_makes_a_better_classifier(here, split, pixels):
     model = towers()
     fit(model, split, pixels, dataclasses.replace(TRAINING, steps=120))
-    classifier = clip.class_embeddings(model, clip.tokenizer(CONFIG), CLASSES, TRAINING.captions)
+    classifier = clip.class_embeddings(
+        model, clip.tokenizer(CONFIG), CLASSES, TRAINING.captions, {}
+    )
     with torch.no_grad():
         trained = clip.ZeroShot(model, classifier, 1.0, INPUT).eval()
         hits = trained(pixels).logits.argmax(1) == torch.from_numpy(split.labels)
@@ -328,7 +359,7 @@ def test_pretrained_weights_are_downloaded_and_get_their_quickgelu(tiny, publish
 def test_a_pretrained_classifier_comes_back_from_disk(tiny, published, tmp_path, caplog):
     model, quick_gelu = clip.pretrained(tiny, "ours")
     expected = clip.input_of(model)
-    classifier = clip.class_embeddings(model, clip.tokenizer(tiny), CLASSES, ["a {}"])
+    classifier = clip.class_embeddings(model, clip.tokenizer(tiny), CLASSES, ["a {}"], {})
     record = {
         "kind": "clip",
         "model": tiny,

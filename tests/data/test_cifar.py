@@ -22,6 +22,7 @@ TINY = Archive(
     classes=3,
     train_per_class=4,
     test_per_class=2,
+    coarse=("coarse", "coarse_names", 2),
 )
 
 
@@ -36,13 +37,18 @@ def tiny_contents():
     def batch(labels):
         data = np.zeros((len(labels), 3072), np.uint8)
         data[:, 2048] = range(len(labels))
-        return {"data": data, "labels": labels, "batch_label": "x", "filenames": []}
+        coarse = [int(label == 1) for label in labels]
+        rest = {"batch_label": "x", "filenames": []}
+        return {"data": data, "labels": labels, "coarse": coarse, **rest}
 
     return {
         "tiny/one": batch([0, 1, 2, 0, 1]),
         "tiny/two": batch([2, 0, 1, 2, 0, 1, 2]),
         "tiny/test": batch([2, 2, 1, 1, 0, 0]),
-        "tiny/meta": {"label_names": ["maple_tree", "sea", "lawn_mower"]},
+        "tiny/meta": {
+            "label_names": ["maple_tree", "sea", "lawn_mower"],
+            "coarse_names": ["trees", "large_scenes"],
+        },
     }
 
 
@@ -51,8 +57,9 @@ def test_every_batch_is_read_in_order(tmp_path, protocol):
     path = write(tmp_path / "x.tar.gz", tiny_contents(), protocol)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train, test, classes = read_cifar(path, "tiny")
+        train, test, classes, superclasses = read_cifar(path, "tiny")
     assert classes == ["maple tree", "sea", "lawn mower"]
+    assert superclasses == {"maple tree": "trees", "sea": "large scenes", "lawn mower": "trees"}
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert test.labels.tolist() == [2, 2, 1, 1, 0, 0]
     assert train.images[:, 0, 0, 2].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
@@ -68,13 +75,13 @@ def test_pixels_are_planes_of_red_green_and_blue_row_by_row(tmp_path):
     plane = np.arange(1024).reshape(32, 32)
     rows, columns = plane // 32 * 8, plane % 32  # up to 248: Python 2 wrote them as text
     contents["tiny/test"]["data"][0] = np.stack([rows, columns, plane % 7]).ravel()
-    _, test, _ = read_cifar(write(tmp_path / "x.tar.gz", contents), "tiny")
+    _, test, *_ = read_cifar(write(tmp_path / "x.tar.gz", contents), "tiny")
     np.testing.assert_array_equal(test.images[0], np.stack([rows, columns, plane % 7], axis=-1))
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar100", 100), ("cifar10", 10)])
 def test_an_archive_of_official_size_and_layout_is_read(official, name, classes):
-    train, test, names = read_cifar(official[name], name)
+    train, test, names, _ = read_cifar(official[name], name)
     for split, count in ((train, 50_000), (test, 10_000)):
         assert split.images.shape == (count, 32, 32, 3)
         assert (np.bincount(split.labels) == count // classes).all()
@@ -83,12 +90,17 @@ def test_an_archive_of_official_size_and_layout_is_read(official, name, classes)
 
 
 def test_the_published_images_are_read(shared):
-    train, test, classes = read_cifar(shared / "data/cifar-100-python.tar.gz", "cifar100")
+    train, test, classes, superclasses = read_cifar(
+        shared / "data/cifar-100-python.tar.gz", "cifar100"
+    )
     means = train.images.reshape(-1, 3).mean(0) / 255
     np.testing.assert_allclose(means, [0.5071, 0.4865, 0.4409], atol=5e-5)
     assert (np.bincount(train.labels) == 500).all() and (np.bincount(test.labels) == 100).all()
     assert len(set(classes)) == 100 and classes[:3] == ["apple", "aquarium fish", "baby"]
     assert "maple tree" in classes and "sweet pepper" in classes
+    assert len(superclasses) == 100 and len(set(superclasses.values())) == 20
+    assert superclasses["maple tree"] == "trees"
+    assert superclasses["aquarium fish"] == "fish"
     assert [classes[i] for i in train.labels[:3]] == ["cattle", "dinosaur", "apple"]
     assert test.labels[:5].tolist() == [49, 33, 72, 51, 71]
 
@@ -155,13 +167,14 @@ def changed(member, **changes):
     return contents
 
 
-NO_DATA = "tiny/one has no data, only batch_label, filenames, labels"
-NO_LABELS = "tiny/one has no labels, only batch_label, data, filenames"
+NO_DATA = "tiny/one has no data, only batch_label, coarse, filenames, labels"
+NO_LABELS = "tiny/one has no labels, only batch_label, coarse, data, filenames"
 SHAPE = "tiny/one: data must be uint8 (N, 3072), not "
 LENGTH = "tiny/one: labels must be 5 numbers, one an image"
 RANGE = "tiny/one: labels must be 0 to 2, not "
 TEXT = "tiny/meta: label_names must be text"
 NAMES = "tiny/meta must hold label_names, a list of 3"
+KEYS = "batch_label, data, filenames, labels"
 DATA = np.zeros((5, 3072))
 WRONG = {
     "no data": ("one", {"data": None}, NO_DATA),
@@ -184,9 +197,25 @@ WRONG = {
     "a name less": ("meta", {"label_names": ["a", "b"]}, NAMES),
     "names of another kind": ("meta", {"label_names": "abc"}, NAMES),
     "a name that is none": ("meta", {"label_names": ["a", 1, "c"]}, TEXT),
+    "no superclasses": ("one", {"coarse": None}, "tiny/one has no coarse, only " + KEYS),
+    "no names of superclasses": (
+        "meta",
+        {"coarse_names": ["trees"]},
+        "tiny/meta must hold coarse_names, a list of 2",
+    ),
+    "a superclass too large": (
+        "one",
+        {"coarse": [0, 1, 2, 0, 1]},
+        "tiny/one: coarse must be 0 to 1, not 2",
+    ),
+    "a class of two superclasses": (
+        "one",
+        {"coarse": [0, 1, 1, 0, 1]},
+        "coarse must give each class one superclass",
+    ),
     "an image less": (
         "one",
-        {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 0]},
+        {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 0], "coarse": [0, 1, 0, 0]},
         "tiny/one, tiny/two must hold 12 images, not 11",
     ),
     "a class with more": (
@@ -204,7 +233,7 @@ def test_what_is_not_as_published_is_named(tmp_path, member, changes, text):
 
 def test_numpy_labels_are_fine(tmp_path):
     contents = changed("tiny/one", labels=np.array([0, 1, 2, 0, 1], np.int32))
-    train, _, _ = read_cifar(write(tmp_path / "x.tar.gz", contents), "tiny")
+    train, *_ = read_cifar(write(tmp_path / "x.tar.gz", contents), "tiny")
     assert train.labels.dtype == np.int64 and train.labels[:5].tolist() == [0, 1, 2, 0, 1]
 
 

@@ -22,7 +22,7 @@ MEAN, STD = (0.507075, 0.486549, 0.440918), (0.267334, 0.256438, 0.276150)
 
 @pytest.mark.slow
 def test_textures_are_as_hard_as_the_photographs(shared):
-    _, test, _ = read_cifar(shared / "data/cifar-100-python.tar.gz", "cifar100")
+    _, test, *_ = read_cifar(shared / "data/cifar-100-python.tar.gz", "cifar100")
     images, labels = test.images[:3000], torch.from_numpy(test.labels[:3000])
     network = models.create("resnet56", 100)
     weights.load_into(network, shared / "checkpoints/cifar100_resnet56.pth")

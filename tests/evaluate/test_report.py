@@ -510,11 +510,16 @@ def test_without_validation_images_the_best_student_is_the_last(here: Path) -> N
 
 def test_names_are_those_of_the_experiment(here: Path) -> None:
     """A variant of a name that nothing knows, with losses in its explanation."""
-    variants = {"my_Student2": KD, "other": {"teacher": "clip", **FEATURES, **LOGITS}, "Z": F}
+    variants = {
+        "my_Student2": KD,
+        "other": {"teacher": "clip", **FEATURES, **LOGITS},
+        "Z": F | {"control": "shuffled"},
+    }
     page, text = report_of(variants)
     assert "my_Student2 kd under the teacher" in text
     assert "other kd, crd under CLIP" in text and "Z crd under the fused teacher" in text
     assert "minus my_Student2 top‑1, points" in text
+    assert "the fused teacher with CLIP's logits shuffled among the other classes" in text
     for name in variants:
         assert any(f"Training curves of {name}:" in alt for alt in figures(page))
         assert f"Reliability diagram of {name}, clean and corrupted." in figures(page)

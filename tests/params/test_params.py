@@ -168,7 +168,10 @@ def test_every_number_has_a_bound(file, preset, key, value):
 )
 def test_a_prompt_holds_bare_braces_once(file, prompt):
     file.write({"clip.prompts": ["a {}", prompt]})
-    said = "must hold {} once, where the class name goes, and no other brace"
+    said = (
+        "must hold {} once, where the class name goes, and no other brace but {kind}, where the "
+        "name of its superclass goes"
+    )
     assert file.refusal().endswith(f": {said}")
     file.write({"clip.training.captions": [prompt]})
     assert file.refusal() == f": clip.training.captions.0 is {prompt!r}: {said}"
@@ -180,6 +183,14 @@ ACROSS = {
     "unknown class": (
         {"dataset.classes": ["one", "hundred"]},
         [": dataset.classes has 'hundred': must be numbers, zero to ninety-nine"],
+    ),
+    "superclass in a prompt": (
+        {"clip.prompts": ["a {}", "a {}, one of the {kind}"]},
+        [": clip.prompts has 'a {}, one of the {kind}': ", "cifar100 alone has superclasses"],
+    ),
+    "superclass in a caption": (
+        {"clip.training.captions": ["{kind} {}"]},
+        [": clip.training.captions has '{kind} {}': {kind} is the name of a superclass"],
     ),
     "one class": ({"dataset.classes": ["one"]}, [": dataset.classes is ['one']: must name at le"]),
     "validation": ({"dataset.validation_images": 99}, [f"validation_images is 99: {NEEDS_ALL}"]),

@@ -36,7 +36,7 @@ EVERY = {
     "nst": {"weight": 50.0},
 }
 NAMES = "a name is a letter, then letters, digits or _; teacher, clip, fused and ce are taken"
-TERM_NAMES = "teacher, ce, kd, dkd, mlkd, dist, rkd, sp, pkt, crd, at, nst"
+TERM_NAMES = "teacher, ce, control, kd, dkd, mlkd, dist, rkd, sp, pkt, crd, at, nst"
 
 
 # --- what a variant may say -----------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_null_takes_a_term_out(file):
 def test_every_loss_has_a_section_with_its_arguments():
     kinds = {kind.__name__.lower(): kind for kind in params.Term.__subclasses__()}
     assert list(kinds) == ["ce", *TERMS]
-    assert [field.name for field in fields(params.Variant)] == ["teacher", *kinds]
+    assert [field.name for field in fields(params.Variant)] == ["teacher", "ce", "control", *TERMS]
     for name, compared in TERMS.items():
         options = {field.name for field in fields(kinds[name])} - {"weight", "warm_up"}
         assert kinds[name].needs_maps == (compared == "maps")
@@ -220,6 +220,20 @@ REFUSED = {
         {L: {"teacher": "fused", "kd": KD, "nst": EVERY["nst"]}, "cache.teacher": "online"},
         f": {L}.nst compares feature maps, which no table holds: set teacher: teacher (now "
         "fused) and cache.teacher: online (now online)",
+    ),
+    "control of a teacher": (
+        {f"{L}.teacher": "clip", f"{L}.control": "cosines"},
+        f": {L}.control is 'cosines': changes CLIP's logits in the fused teacher, so it needs "
+        "teacher: fused (now clip)",
+    ),
+    "cosines that are aligned": (
+        {f"{L}.control": "cosines", "fusion.align": "standardize"},
+        f": {L}.control is 'cosines': leaves out the scale of CLIP's logits, so it needs "
+        "fusion.align: none (now standardize)",
+    ),
+    "unknown control": (
+        {f"{L}.control": "random"},
+        f": {L}.control is 'random': should be 'cosines' or 'shuffled'",
     ),
     "name with a dot": (
         {"distill.variants": {"L.F": {"teacher": "fused", "kd": KD}}},
