@@ -804,8 +804,8 @@ def test_validation_is_a_count_or_a_share(pets, capsys):
 def test_a_class_without_an_image_for_validation_is_named(pets, wanted):
     next((pets / "train/dog").iterdir()).unlink()
     assert refusal(own(pets, validation=wanted)) == (
-        f"dataset.validation is {wanted}: leaves no validation image of the class 'dog', which has 1 "
-        "for training; must be 0 or at least 3, one a class"
+        f"dataset.validation is {wanted}: leaves no validation image of the class 'dog', which has "
+        "1 for training; must be 0 or at least 3, one a class"
     )
     assert "leaves no captioned image of the class" in refusal(own(pets, captioned_images=2))
     said = "dataset.validation is 3: must leave an image a class, so at most 2"
@@ -815,8 +815,8 @@ def test_a_class_without_an_image_for_validation_is_named(pets, wanted):
 # --- what an image looks like -------------------------------------------------------------------
 
 XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="{}"/></rdf:RDF>'
-    "</x:xmpmeta>"
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="{}"/>'
+    "</rdf:RDF></x:xmpmeta>"
 )
 
 
