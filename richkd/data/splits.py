@@ -1,7 +1,7 @@
 """Parts of a labelled set for training and validation, with the classes spread evenly."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import pandas as pd
 from richkd.base.errors import InputError
 
 Indices = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.integer[Any]]
 
 
 def stratified(labels: Indices, count: int, rng: np.random.Generator, keep: int = 0) -> Indices:
@@ -35,7 +36,7 @@ def share_of_each(labels: Indices, share: float, rng: np.random.Generator) -> In
     return np.sort(order[turn < np.clip(np.rint(share * sizes), 1, sizes - 1)])
 
 
-def _in_turns(labels: Indices, rng: np.random.Generator) -> tuple[Indices, Indices, Indices]:
+def _in_turns(labels: Indices, rng: np.random.Generator) -> tuple[Indices, Numbers, Numbers]:
     """The indices into `labels` (N,) in random order; of each its turn, and its class's size.
 
     The turn is the number of an image within its class, from 0: first the first image of every
