@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from richkd import params
-from richkd.base.checkout import locate
+from richkd.base.checkout import locate, places
 from richkd.base.files import replacing, write_array
 from richkd.data.corrupted import Array, generated_sets, published_sets
 from richkd.data.dataset import CORRUPTED, Manifest, load_info, load_split, save_split
@@ -23,10 +23,10 @@ def main() -> None:
     test = load_split("data/test.safetensors")
     shutil.rmtree(CORRUPTED, ignore_errors=True)
     if settings.corruptions.source == "path" and not locate(settings.corruptions.path).exists():
-        said = f"nothing is at {settings.corruptions.path}"
+        path = settings.corruptions.path
         with replacing(CORRUPTED / "skipped.txt") as part:
-            part.write_text(said + "\n")
-        print(f"corrupted images are skipped: {said}")
+            part.write_text(f"nothing is at {path}\n")
+        print(f"corrupted images are skipped: nothing is at {places(path)}")
         return
     sets: Iterator[tuple[str, Array | Manifest]]
     if settings.corruptions.source == "generate":

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from richkd import params
+from richkd.base.checkout import places
 from richkd.base.files import write_json
 from richkd.data.dataset import SHIFTED, load_info, load_split, save_split
 from richkd.data.shifted import read_shifted
@@ -20,9 +21,9 @@ def main() -> None:
     for name, path in settings.shifted.items():
         images = read_shifted(path, info, test)
         if images is None:
-            where = path if isinstance(path, str) else ", ".join(path)
-            found[name] = {"skipped": f"nothing is at {where}"}
-            print(f"{name} is skipped: nothing is at {where}")
+            paths = [path] if isinstance(path, str) else path
+            found[name] = {"skipped": f"nothing is at {', '.join(paths)}"}
+            print(f"{name} is skipped: nothing is at {', '.join(map(places, paths))}")
             continue
         save_split(SHIFTED / f"{name}.safetensors", images)
         classes = np.unique(images.labels).tolist()

@@ -1,5 +1,13 @@
-"""The user's files, which a temporary copy of the project does not have."""
+"""The user's files, which a copy of the checkout does not have.
 
+`dvc exp run --temp` and `--queue` run in a copy of the tracked files, `.dvc/tmp/exps/<name>`, which
+is a git repository of its own. A worktree of git is another such copy. Neither has the files that
+git ignores, such as images, nor what lies beside the checkout.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -8,13 +16,38 @@ def locate(path: Path | str, holds: str = "") -> Path:
 
     holds: a file that the folder `path` must hold. A folder of that name without it is another one.
 
-    `dvc exp run --temp` and `--queue` run in a copy of the tracked files, `.dvc/tmp/exps/<name>`. A
-    relative path to something that the copy does not have leads from the checkout it was made of.
+    A relative path leads from the working folder. If that is a copy and has nothing there, the path
+    leads from the checkout that was copied. If nothing is in either place, the path is returned as
+    it is, and `places` names both.
     """
-    path = Path(path)
-    if path.is_absolute() or (path / holds).exists():
-        return path
-    for folder in Path.cwd().parents:
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[2] / path
-    return path
+    return next((x for x in _candidates(path) if (x / holds).exists()), Path(path))
+
+
+def places(path: Path | str) -> str:
+    """Where `locate` looks for the path, for an error or a message: "images", or both places."""
+    paths = list(_candidates(path))
+    return " or ".join(map(os.path.abspath, paths)) if len(paths) > 1 else str(path)
+
+
+def _candidates(path: Path | str) -> Iterator[Path]:
+    yield Path(path)
+    if not Path(path).is_absolute():
+        for checkout in _copied_from(Path.cwd()):
+            yield checkout / path
+
+
+def _copied_from(folder: Path) -> Iterator[Path]:
+    """The folder of the checkout that `folder` belongs to a copy of; of a copy of a copy, both."""
+    for parent in folder.parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            folder = parent.parents[2]
+            yield folder
+            break
+    asked = ["git", "rev-parse", "--path-format=absolute", "--git-common-dir", "--show-toplevel"]
+    try:
+        found = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # there is no git, or no repository
+        return
+    common, top = map(Path, found.stdout.splitlines())
+    if common.name == ".git" and common.parent != top:
+        yield common.parent / folder.relative_to(top)

@@ -19,6 +19,7 @@ import urllib3
 from filelock import FileLock
 from tqdm import tqdm
 
+from richkd.base.checkout import places
 from richkd.base.errors import InputError
 
 CHECKSUM = r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}"
@@ -76,7 +77,7 @@ def verify(path: Path | str, checksum: str, what: str) -> None:
     try:
         found = _checksum(path, checksum)
     except OSError as error:
-        raise InputError(f"{what}: {path} could not be read: {error.strerror}") from None
+        raise InputError(f"{what}: {places(path)} could not be read: {error.strerror}") from None
     if found != checksum:
         raise InputError(f"{what}: {path} has {found}, must have {checksum}")
 

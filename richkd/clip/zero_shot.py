@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from richkd.base import download, memory
+from richkd.base.checkout import locate
 from richkd.base.errors import InputError, one_line
 from richkd.data.imagesets import cut_center
 from richkd.data.resident import on_device
@@ -168,8 +169,9 @@ def use_ready_made(p: PretrainedClip | CheckpointClip) -> tuple[nn.Module, bool,
     """
     if isinstance(p, PretrainedClip):
         return *pretrained(p.model, p.tag), {}
-    download.verify(p.path, f"sha256:{p.sha256}", "clip.path")
-    return *from_checkpoint(p.model, p.tag, p.path), {p.path: p.sha256}
+    path = locate(p.path)
+    download.verify(path, f"sha256:{p.sha256}", "clip.path")
+    return *from_checkpoint(p.model, p.tag, path), {p.path: p.sha256}
 
 
 def _published(model: str, tag: str) -> dict[str, Any]:

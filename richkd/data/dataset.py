@@ -9,7 +9,7 @@ from typing import IO, Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, FiniteFloat
 from safetensors.numpy import save_file
 
@@ -30,8 +30,9 @@ MANIFEST: Kinds = {
     "bytes": ("int64", ()),
     "plain": ("bool", ()),
 }
-FORMATS = ("JPEG", "PNG", "WEBP")  # of the files' content, whatever their names say
-REFUSED = ("AVIF", "BMP", "GIF", "ICO", "JPEG2000", "PPM", "TIFF")  # known, so that a line says so
+# Of the files' content, whatever their names say.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+REFUSED = ("AVIF", "ICO", "JPEG2000", "PPM")  # known, so that a line says so
 MEGAPIXELS = 100  # of an image: 300 MB as RGB, about a second to decode
 LONGEST = 100  # times the shorter side; resizing multiplies the pixels of a strip
 # PIL would warn of images above a limit of its own. `open_image` has ours.
@@ -114,20 +115,40 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
             raise InputError(f"{size}: at most {MEGAPIXELS} megapixels are allowed")
         if long > LONGEST * short:
             raise InputError(f"{size}: one side must be at most {LONGEST} times the other")
+        if image.mode == "F" or image.mode == "I" and image.format == "TIFF":
+            raise InputError("its pixels have 32 bits a channel: must be 8 or 16")
         yield image
 
 
+def orientation(image: Image.Image) -> int:
+    """How the image is turned, 1 to 8, by EXIF or else by XMP; 1 is upright."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The image, or the first of its frames, upright and in RGB; and whether it is transparent.
+
+    What is transparent lies on white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey: PIL would make 256 and above white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB"), True
+    return image.convert("RGB"), False
+
+
 def picture(path: Path | str) -> Image.Image:
-    """An image file decoded: upright, in RGB.
+    """An image file decoded, as `upright` has it.
 
     Raises InputError for a file that is damaged, too large or of another format.
     """
     try:
-        with open(path, "rb") as content, open_image(content) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of grey: PIL would make 256 and above white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert("RGB")
+        with open(path, "rb") as content, open_image(content) as image:
+            return upright(image)[0]
     except Exception as error:  # PIL's error depends on where the file is broken
         raise undecodable(path, error) from None
 

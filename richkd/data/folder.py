@@ -16,24 +16,28 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from richkd.base.checkout import locate
+from richkd.base.checkout import locate, places
 from richkd.base.errors import InputError, one_line
-from richkd.data.dataset import Info, Manifest, open_image, printable
+from richkd.data.dataset import Info, Manifest, open_image, orientation, printable, upright
 from richkd.data.splits import divide
 from richkd.params import Folder, ImageNet
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as everybody uses them
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# What systems put beside the user's files, besides names that begin with a dot.
+LITTER = ("@eadir", "__macosx", "desktop.ini", "thumbs.db")
 END = b"\xff\xd9"  # the end mark of a JPEG
-ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
+ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations of EXIF
 NAMES_BYTES = 10**7  # of a file of names, which is read whole
 LISTED = 150  # characters of file names in a line
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # in ImageNet's devkit
-Probe = tuple[int, int, int, bool]  # width, height, bytes, plain: see Manifest
+# Width, height, bytes and plain, as Manifest has them, and whether the image is transparent.
+Probe = tuple[int, int, int, bool, bool]
 Labelled = tuple[str, int]  # a file's path and its label
 
 
@@ -43,7 +47,7 @@ def prepare_folders(p: Folder | ImageNet) -> tuple[dict[str, Manifest], Info]:
     Raises InputError if folders, classes, the number of images or the devkit are not as the params
     say, and if more files than `p.unreadable` cannot be read.
     """
-    root = locate(p.root)
+    root = locate(p.root, "train")
     folders = _classes(p, root)
     names = _names(p, folders)
     found = {"train": in_folders(root / "train", folders)}
@@ -65,6 +69,7 @@ def prepare_folders(p: Folder | ImageNet) -> tuple[dict[str, Manifest], Info]:
         train.labels, p.validation, p.train_per_class, p.captioned_images, p.seed, folders
     )
     splits = {name: train.take(ids) for name, ids in parts.items()}
+    check_parts(p, splits, folders)
     info = Info(
         name=p.name,
         classes=names,
@@ -82,11 +87,11 @@ def prepare_folders(p: Folder | ImageNet) -> tuple[dict[str, Manifest], Info]:
 def subfolders(path: Path) -> dict[str, str]:
     """The folders in `path`: {class: the folder's name}, sorted; empty if `path` is no folder.
 
-    Raises InputError if two folders are one class.
+    Hidden folders are passed over. Raises InputError if two folders are one class.
     """
     found: dict[str, str] = {}
     for entry in os.scandir(path) if path.is_dir() else ():
-        if entry.is_dir():
+        if entry.is_dir() and not hidden(entry.name):
             name = unicodedata.normalize("NFC", entry.name)
             if name in found:
                 raise InputError(
@@ -95,6 +100,11 @@ def subfolders(path: Path) -> dict[str, str]:
                 )
             found[name] = entry.name
     return dict(sorted(found.items()))
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or a folder of this name is none of the user's images."""
+    return name.startswith(".") or name.lower() in LITTER
 
 
 def wnids() -> list[str]:
@@ -109,7 +119,8 @@ def _classes(p: Folder | ImageNet, root: Path) -> list[str]:
     present = list(subfolders(root / "train"))
     if not present:
         raise InputError(
-            f"dataset.root is {p.root!r}: must hold train/<class>/ and val/<class>/, images in them"
+            f"dataset.root: {places(p.root)} must hold train/<class>/ and val/<class>/, images in "
+            "them"
         )
     known = wnids() if isinstance(p, ImageNet) else present
     if p.classes == "all":
@@ -148,12 +159,29 @@ def _names(p: Folder | ImageNet, folders: Sequence[str]) -> list[str]:
 
         names = dict(zip(wnids(), open_clip.IMAGENET_CLASSNAMES, strict=True))
     elif p.names is None:
-        names = {folder: folder.replace("_", " ") for folder in folders}
+        names = {folder: folder.replace("_", " ").strip() for folder in folders}
     else:
         names = _read_names(p.names)
         if missing := [folder for folder in folders if folder not in names]:
             raise InputError(f"{p.names} has no name for the class {missing[0]!r}")
+    if isinstance(p, Folder):
+        _check_names(p, {folder: names[folder] for folder in folders})
     return [names[folder] for folder in folders]
+
+
+def _check_names(p: Folder, names: Mapping[str, str]) -> None:
+    """InputError for an empty name, and for two classes that CLIP cannot tell apart by name."""
+    seen: dict[str, str] = {}
+    for folder, name in names.items():
+        if not name.strip():
+            raise InputError(f"the class {folder!r} has the name {name!r}: must be text")
+        # CLIP reads small letters, and takes several spaces for one.
+        other = seen.setdefault(" ".join(name.lower().split()), folder)
+        if other != folder:
+            raise InputError(
+                f"the classes {other!r} and {folder!r} are both called {name!r}: give them names "
+                f"that differ in {p.names or 'dataset.names'}, or make them one folder"
+            )
 
 
 def _read_names(path: str) -> dict[str, str]:
@@ -163,9 +191,9 @@ def _read_names(path: str) -> dict[str, str]:
             content = file.read(NAMES_BYTES + 1)
         if len(content) > NAMES_BYTES:
             raise InputError(f"{path} is too large: must be at most {NAMES_BYTES // 10**6} MB")
-        names = json.loads(content)
+        names = json.loads(content, object_pairs_hook=partial(_distinct, path))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{places(path)} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be UTF-8: byte {error.start} is not") from None
     except InputError:
@@ -177,7 +205,18 @@ def _read_names(path: str) -> dict[str, str]:
     for folder, name in names.items():
         if not name.strip() or not _is_utf8(name):
             raise InputError(f"{path} names the class {folder!r} {name!r}: must be text")
-    return {unicodedata.normalize("NFC", folder): name for folder, name in names.items()}
+    return names
+
+
+def _distinct(path: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object. InputError if two of them are for one class."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        folder = unicodedata.normalize("NFC", key)
+        if folder in found:
+            raise InputError(f"{path} names the class {folder!r} twice: must name it once")
+        found[folder] = value
+    return found
 
 
 def in_folders(path: Path, classes: Sequence[str]) -> list[Labelled]:
@@ -195,10 +234,11 @@ def in_folders(path: Path, classes: Sequence[str]) -> list[Labelled]:
         if name not in present:
             raise InputError(f"{path} has no folder for the class {name!r}")
         folder = path / present[name]
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        every = (entry for entry in os.scandir(folder) if not hidden(entry.name))
+        entries = sorted(every, key=lambda entry: entry.name)
         images = [entry.name for entry in entries if _is_image(entry)]
         inner = [entry for entry in entries if entry.is_dir()]
-        deeper = sum(_images_in(below) for top in inner for below, _, _ in os.walk(top))
+        deeper = sum(map(_images_below, inner))
         if not images:
             where = f", but {deeper} in folders below it" if deeper else ""
             raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)}){where}")
@@ -218,7 +258,7 @@ def _report_left_out(path: Path, counts: Mapping[str, int]) -> None:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """Whether it is called an image, and is a file or a link that leads nowhere."""
-    named = entry.name.lower().endswith(SUFFIXES)
+    named = entry.name.lower().endswith(SUFFIXES) and not hidden(entry.name)
     return named and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry))
 
 
@@ -226,10 +266,20 @@ def _images_in(folder: Path | str) -> int:
     return sum(map(_is_image, os.scandir(folder)))
 
 
+def _images_below(folder: os.DirEntry[str]) -> int:
+    """The number of images in the folder and in all folders below it."""
+    count = 0
+    for place, folders, _ in os.walk(folder):
+        folders[:] = [name for name in folders if not hidden(name)]  # the only ones to walk on to
+        count += _images_in(place)
+    return count
+
+
 def _flat_validation(root: Path, folders: Sequence[str]) -> list[Labelled]:
     """ImageNet's validation images in one folder, with the labels of the devkit beside it."""
     kits = [path.parent for path in root.glob(f"*/{TRUTH}")]
     every = os.listdir(root / "val") if (root / "val").is_dir() else []
+    every = [name for name in every if not hidden(name)]
     names = sorted(name for name in every if re.fullmatch(r"ILSVRC2012_val_\d+\.JPEG", name))
     if not kits or not names:
         raise InputError(
@@ -283,13 +333,30 @@ def check_counts(
         raise InputError(f"{where} holds no image of {empty} that can be read")
 
 
+def check_parts(
+    p: Folder | ImageNet, splits: Mapping[str, Manifest], folders: Sequence[str]
+) -> None:
+    """InputError if validation or captioned images are wanted, and there are none of some class."""
+    sizes = np.bincount(splits["train"].labels, minlength=len(folders))
+    for name, key in (("validation", "validation"), ("captioned", "captioned_images")):
+        counts = np.bincount(splits[name].labels, minlength=len(folders))
+        if counts.any() and not counts.all():
+            first = int(counts.argmin())
+            raise InputError(
+                f"dataset.{key} is {getattr(p, key)}: leaves no {name} image of the class "
+                f"{folders[first]!r}, which has {sizes[first]} for training; must be 0 or at least "
+                f"{len(folders)}, one a class"
+            )
+
+
 # --- files --------------------------------------------------------------------------------------
 
 
 def scan(root: Path, files: Sequence[Labelled], title: str) -> tuple[Manifest, dict[str, str]]:
     """The manifest of those `files` that can be read, and of the others {path: why not}.
 
-    The files' paths are relative to `root`; `title` names the progress bar.
+    The files' paths are relative to `root`; `title` names the progress bar. Prints how many images
+    are transparent.
     """
     probes: list[Probe | str] = []
     paths = [path for path, _ in files]
@@ -300,7 +367,9 @@ def scan(root: Path, files: Sequence[Labelled], title: str) -> tuple[Manifest, d
             bar.update(len(part))
     found = list(zip(files, probes, strict=True))
     readable = [(file, probe) for file, probe in found if not isinstance(probe, str)]
-    table = np.array([probe for _, probe in readable], np.int64).reshape(-1, 4)
+    table = np.array([probe for _, probe in readable], np.int64).reshape(-1, 5)
+    if transparent := table[:, 4].sum():
+        print(f"{title}: {transparent} images are transparent in places, which are made white")
     manifest = Manifest(
         str(root),
         [path for (path, _), _ in readable],
@@ -317,22 +386,23 @@ def _probe_all(root: Path, paths: Sequence[str]) -> list[Probe | str]:
 
 
 def probe(path: Path) -> Probe | str:
-    """Width, height, bytes and plain of a file, as Manifest has them; or why it cannot be read.
+    """What is to know of a file that can be read, or why it cannot be read.
 
     The reason is empty for a file that is damaged.
     """
     try:
         with open(path, "rb") as file, open_image(file) as image:
             width, height = image.size
-            turn = image.getexif().get(ORIENTATION, 1)
+            turn, transparent = orientation(image), False
             plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1
             size = file.seek(0, os.SEEK_END)
             file.seek(-min(len(END), size), os.SEEK_END)
             # Some JPEGs have bytes behind their end mark: they are decoded like the other formats.
-            # A broken PNG must be found here: torchvision 0.29 would end the process without an
-            # error.
             if image.format != "JPEG" or file.read() != END:
-                image.load()
+                decoded, transparent = upright(image)
+                width, height = decoded.size
+            elif turn in ON_THEIR_SIDE:
+                width, height = height, width
     except InputError as error:
         return str(error)
     except FileNotFoundError:
@@ -341,7 +411,7 @@ def probe(path: Path) -> Probe | str:
         return str(error.strerror)
     except Exception:  # PIL's error depends on where the file is broken
         return ""
-    return (height, width, size, plain) if turn in ON_THEIR_SIDE else (width, height, size, plain)
+    return width, height, size, plain, transparent
 
 
 def report_unreadable(reasons: Mapping[str, str], limit: int, param: str, root: Path) -> None:

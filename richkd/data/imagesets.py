@@ -1,32 +1,41 @@
 """Image sets for training and for inference, of arrays and of files alike.
 
-Threads read, decode and cut the files of the next batches while the device works on a batch:
-torchvision's decoders release Python's lock, and nothing is copied between processes. Neither the
-number of threads nor that of processes changes the result. A GPU decodes JPEGs itself, to pixels
-that differ slightly from those of a CPU.
+Threads read, decode and cut the files of the next batches while the device works on a batch: the
+decoders release Python's lock, and nothing is copied between processes. Neither the number of
+threads nor that of processes changes the result. TorchCodec decodes JPEGs that are upright, PIL all
+other files; where both can, their pixels are equal. A GPU decodes JPEGs itself, to pixels that
+differ slightly from those of a CPU.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from richkd import params
-from richkd.base.errors import InputError
-from richkd.data.dataset import Manifest, Split, open_image, picture, printable, undecodable
+from richkd.base.errors import InputError, one_line
+from richkd.data.dataset import (
+    Manifest,
+    Split,
+    open_image,
+    orientation,
+    picture,
+    printable,
+    undecodable,
+)
 from richkd.data.resident import ResidentSet, normalise, to_input
 from richkd.data.views import Center, Preprocessing, RandomResizedCrop, Views
 
@@ -46,20 +55,38 @@ def read_bytes(path: Path | str) -> Tensor:
     return content
 
 
+def jpeg_decoder() -> Callable[..., Any]:
+    """TorchCodec's `decode_jpeg`. InputError if TorchCodec cannot be loaded.
+
+    It is loaded when the first JPEG is decoded: a data set of arrays does not need it.
+    """
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, OSError) as error:  # it is for another CUDA than torch, for example
+        raise InputError(
+            f"TorchCodec, which decodes JPEGs, cannot be loaded ({one_line(error, 200)}): install "
+            "torch, torchvision and torchcodec from one package index"
+        ) from None
+    return decode_jpeg
+
+
 def decode(path: Path | str) -> Tensor:
-    """RGB uint8 (3, H, W), upright.
+    """RGB uint8 (3, H, W), upright; what is transparent lies on white.
 
     Raises InputError for a file that is damaged, too large or of another format.
     """
     content = read_bytes(path)
-    if content[:2].tolist() != [0xFF, 0xD8]:
-        # PIL decodes all but JPEGs: a broken PNG makes torchvision 0.29 end the process.
-        return torch.from_numpy(np.array(picture(path))).permute(2, 0, 1)
-    try:
-        with open_image(BytesIO(content.numpy().data)):  # the size, before anything is that large
-            return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
-    except Exception as error:  # PIL's and torchvision's depend on where the file is broken
-        raise undecodable(path, error) from None
+    if content[:2].tolist() == [0xFF, 0xD8]:
+        decode_jpeg = jpeg_decoder()
+        try:
+            # PIL reads the header: the size, before anything is that large, and the orientation,
+            # since TorchCodec does not know that of XMP.
+            with open_image(BytesIO(content.numpy().data)) as image:
+                if orientation(image) == 1:
+                    return decode_jpeg(content, mode="RGB")
+        except Exception as error:  # PIL's and TorchCodec's depend on where the file is broken
+            raise undecodable(path, error) from None
+    return torch.from_numpy(np.array(picture(path))).permute(2, 0, 1)
 
 
 def cut_center(image: Tensor, center: Center) -> Tensor:
@@ -131,8 +158,8 @@ class FileSet:
         other = copy(self)
         other.assembler, other.pixels = ThreadPoolExecutor(1), torch.empty_like(self.pixels[:0])
         if self.stream:
-            # torchvision decodes on a stream of its own, into memory of the current one. Two runs
-            # on one stream would decode into memory that the other run still reads.
+            # The decoder writes into memory of the current stream, not always in its order. Two
+            # runs on one stream could decode into memory that the other run still reads.
             other.stream = torch.cuda.Stream(self.device)
         return other
 
@@ -205,7 +232,7 @@ class FileSet:
                 slots, contents = zip(*encoded[start : start + AT_ONCE])
                 for slot, part in zip(slots, self._decode_together(batch, slots, contents)):
                     pixels[slot].copy_(part)
-                # The decoder does not wait for this stream: it would write the next images into
+                # nvJPEG does not always wait for this stream: it could write the next images into
                 # memory that these images have just left and the stream still reads.
                 self.stream.synchronize()
             return pixels, self.stream.record_event()
@@ -214,8 +241,9 @@ class FileSet:
         self, batch: list[tuple[int, int]], slots: Sequence[int], contents: Sequence[Tensor]
     ) -> list[Tensor]:
         """The images of `slots`, cut; decoded by the GPU, or by threads where it cannot."""
+        decode_jpeg = jpeg_decoder()
         try:
-            images = decode_jpeg(list(contents), ImageReadMode.RGB, self.device)
+            images = decode_jpeg(list(contents), mode="RGB", device=self.device)
             return [self._cut(image, *batch[slot]) for slot, image in zip(slots, images)]
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise

@@ -39,6 +39,7 @@ BENCHMARK: tuple[str, ...] = get_args(Benchmark)
 EXTRA: tuple[str, ...] = get_args(Extra)
 
 Composed = Annotated[int, Field(ge=1, le=10**6)]  # images, which `prepare` composes one by one
+Part = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
 
@@ -83,8 +84,9 @@ class Folders:
     expect_val: Count | None  # the same for val/
     unreadable: Whole  # how many files may be damaged; they are named and left out
     train_per_class: Literal["all"] | Count  # labelled training images a class
-    validation: Whole  # images taken from the training images; 0 trains on all of them
-    captioned_images: Whole  # training images with captions, where CLIP is trained
+    # Images taken from the training images, or their share; 0 trains on all of them.
+    validation: Whole | Part
+    captioned_images: Literal["all"] | Whole  # training images with captions, to train CLIP
     seed: Seed  # of the split
 
 

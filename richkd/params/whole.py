@@ -251,7 +251,8 @@ def _check_clip(params: Params) -> None:
             f"clip.model.text_heads is {towers.text_heads}: must divide text_width, "
             f"{towers.text_width}"
         )
-    if (images := params.dataset.captioned_images) < 2:
+    images = params.dataset.captioned_images
+    if images != "all" and images < 2:
         raise InputError(
             f"dataset.captioned_images is {images}: clip.source train needs images to train on, "
             "at least two"

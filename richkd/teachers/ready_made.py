@@ -10,6 +10,7 @@ from torch import nn
 
 from richkd import models, weights
 from richkd.base import download
+from richkd.base.checkout import locate
 from richkd.base.errors import InputError, one_line
 from richkd.base.files import sha256
 from richkd.data.views import Center, Preprocessing
@@ -39,8 +40,9 @@ def obtain(p: ReadyMadeTeacher, num_classes: int) -> ReadyMade:
     model = models.create(p.arch, num_classes)
     if isinstance(p, MdistillerTeacher):
         return ReadyMade(p.arch, model, MDISTILLER, _load_mdistiller(p, model))
-    download.verify(p.path, f"sha256:{p.sha256}", "teacher.path")
-    weights.load_into(model, p.path)
+    path = locate(p.path)
+    download.verify(path, f"sha256:{p.sha256}", "teacher.path")
+    weights.load_into(model, path)
     return ReadyMade(p.arch, model, Preprocessing(p.mean, p.std), {p.path: p.sha256})
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from richkd import classifiers, params, weights
 from richkd.base.errors import InputError
-from richkd.base.files import write_json
+from richkd.base.files import sha256, write_json
 from richkd.base.resume import Checkpoint
 from richkd.clip import zero_shot as clip
 from richkd.clip.training import Captioned, train_clip
@@ -431,6 +431,26 @@ def test_a_local_checkpoint_is_read(tiny, published, tmp_path):
     assert not quick_gelu
     with pytest.raises(AssertionError):  # the same names, another activation
         same_classifier(model, published)
+
+
+def test_a_temporary_copy_finds_the_checkpoint_of_the_checkout(
+    tiny, published, tmp_path, monkeypatch
+):
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    known = sha256(tmp_path / "tiny.pt")
+    p = params.CheckpointClip(
+        source="checkpoint", model=tiny, tag="ours", path="tiny.pt", sha256=known,
+        prompts=("a {}",), logit_scale="model",
+    )  # fmt: skip
+    network, _, files = clip.use_ready_made(p)
+    same_classifier(network, published)
+    assert files == {"tiny.pt": known}  # the record of the checkout
+    with pytest.raises(InputError) as caught:
+        clip.use_ready_made(dataclasses.replace(p, path="gone.pt"))
+    both = f"{copy}/gone.pt or {tmp_path}/gone.pt"
+    assert str(caught.value) == f"clip.path: {both} could not be read: No such file or directory"
 
 
 def test_a_checkpoint_s_tag_says_how_images_are_prepared(tiny, published, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 import trees
 from PIL import Image, ImageOps
+from torchcodec import decoders
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
@@ -50,9 +53,13 @@ def image_of(manifest, number):
 
 
 def pil(path):
-    """(H, W, 3) int, upright."""
+    """(H, W, 3) int, upright, on white."""
     with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -73,6 +80,12 @@ KINDS = {
     "progressive": (lambda x: x, "JPEG", {"progressive": True}),
     "grey": (lambda x: x.convert("L"), "JPEG", {}),
     "CMYK": (lambda x: x.convert("CMYK"), "JPEG", {}),
+    "4:4:4": (lambda x: x, "JPEG", {"subsampling": 0}),
+    "GIF": (lambda x: x.convert("P"), "GIF", {}),
+    "GIF, transparent": (lambda x: x.convert("P"), "GIF", {"transparency": 3}),
+    "BMP": (lambda x: x, "BMP", {}),
+    "TIFF": (lambda x: x, "TIFF", {}),
+    "TIFF in CMYK": (lambda x: x.convert("CMYK"), "TIFF", {}),
     "palette": (lambda x: x.convert("P", palette=Image.Palette.ADAPTIVE), "PNG", {}),
     "palette, transparent": (lambda x: x.convert("P"), "PNG", {"transparency": 3}),
     "RGBA": (rgba, "PNG", {}),
@@ -94,9 +107,33 @@ def test_decoded_as_pil_does(tmp_path, change, kind, options):
     np.testing.assert_array_equal(found.permute(1, 2, 0), pil(tmp_path / "x.jpg"))
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")
+@pytest.mark.parametrize("kind", [name for name, (_, form, _) in KINDS.items() if form == "JPEG"])
+def test_jpegs_have_the_bits_of_torchvisions_decoder(tmp_path, kind):
+    """Which decoded them before TorchCodec."""
+    change, _, options = KINDS[kind]
+    for number in range(3):
+        image = change(trees.photograph(number, np.random.default_rng(number)))
+        image.save(tmp_path / "x.jpg", "JPEG", **options)
+        content = torch.from_numpy(np.fromfile(tmp_path / "x.jpg", np.uint8))
+        before = decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
+        assert torch.equal(decode(tmp_path / "x.jpg"), before)
+
+
+def test_without_torchcodec_one_line_says_what_to_install(tmp_path, monkeypatch):
+    trees.photograph(5, np.random.default_rng(1)).save(tmp_path / "x.jpg")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(InputError) as caught:
+        decode(tmp_path / "x.jpg")
+    assert str(caught.value).startswith("TorchCodec, which decodes JPEGs, cannot be loaded (")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("channels", "color"), [(1, 0), (2, 4), (3, 2), (4, 6)])
 def test_of_sixteen_bits_the_upper_eight_are_taken(tmp_path, channels, color):
     levels = np.random.default_rng(0).integers(0, 2**16, (9, 7, channels))
+    if channels in (2, 4):
+        levels[..., -1] = 2**16 - 1  # opaque
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
     header = struct.pack(">IIBBBBB", 7, 9, 16, color, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -330,14 +367,14 @@ def test_each_run_has_a_stream_of_its_own(on_a_gpu):
 def test_what_the_gpu_cannot_decode_is_decoded_by_threads_and_counted_once(
     on_a_gpu, manifest, monkeypatch, capsys
 ):
-    decoder = imagesets.decode_jpeg
+    decoder = decoders.decode_jpeg
 
     def cpu_alone(content, *options, **more):
         if isinstance(content, list):
             raise RuntimeError("no nvJPEG")
         return decoder(content, *options, **more)
 
-    monkeypatch.setattr(imagesets, "decode_jpeg", cpu_alone)
+    monkeypatch.setattr(decoders, "decode_jpeg", cpu_alone)
     for view_id in (5, 6):
         assert same(epoch(on_a_gpu, pairs(view_id)), plain(manifest, pairs(view_id)))
     said = capsys.readouterr()
@@ -345,10 +382,10 @@ def test_what_the_gpu_cannot_decode_is_decoded_by_threads_and_counted_once(
 
 
 def test_a_gpu_without_memory_is_no_broken_file(on_a_gpu, manifest, monkeypatch):
-    def decoder(content, mode, *device, **options):
+    def decoder(content, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(imagesets, "decode_jpeg", decoder)
+    monkeypatch.setattr(decoders, "decode_jpeg", decoder)
     with pytest.raises(torch.OutOfMemoryError):
         epoch(on_a_gpu, pairs(5))
 

@@ -168,6 +168,20 @@ def test_any_division_has_the_asked_sizes_or_is_one_line(sizes, seed, data):
         assert (np.minimum(found[name].max() - 1, most) <= found[name]).all()
 
 
+@quick
+@given(sizes=SIZES, share=st.floats(0.001, 0.999), seed=st.integers(0, 99))
+def test_a_share_is_taken_of_each_class(sizes, share, seed):
+    labels, sizes = of_sizes(sizes, seed), np.array(sizes)
+    parts = divide(labels, share, "all", "all", seed)
+    found = counts(labels, parts)
+    held_out, left = found["validation"], found["train"]
+    assert (held_out + left == sizes).all() and (left > 0).all()
+    assert (held_out > 0)[sizes > 1].all()
+    rounded = np.abs(held_out - share * sizes) <= 0.5
+    assert (rounded | (held_out == 1) | (left == 1)).all()
+    assert np.array_equal(parts["captioned"], parts["train"])
+
+
 def test_divisions_of_classes_of_one_size_are_what_they_were():
     parts = divide(np.arange(40) % 4, 6, 3, 5, 0)
     assert {name: ids.tolist() for name, ids in parts.items()} == {

@@ -336,6 +336,14 @@ REFUSED_OF_IMAGENET = {
         ": views.resize is 200: must be at least views.size, 224",
     ),
     "size": ({"views.size": 8}, ": views.size is 8: should be greater than or equal to 16"),
+    "validation of all, as a share": (
+        {"dataset.validation": 1.0},
+        ": dataset.validation is 1.0: should be a valid integer or should be less than 1",
+    ),
+    "one captioned image": (
+        {"dataset.captioned_images": 1, "clip": GOOD["clip"]},
+        ": dataset.captioned_images is 1: clip.source train needs images to train on, at least two",
+    ),
     "all views of the teacher": ({"cache.teacher": "all"}, f": cache.teacher is 'all': {END}"),
     "all views of CLIP": ({"cache.clip": "all"}, f": cache.clip is 'all': {END}"),
     "CLIP that runs along": ({"cache.clip": "online"}, ": cache.clip is 'online': should be 'cen"),
@@ -395,6 +403,14 @@ REFUSED_OF_IMAGENET = {
     ),
     "no images expected": ({"dataset.expect_train": 0}, ": dataset.expect_train is 0: should"),
 }
+
+
+@pytest.mark.parametrize("wanted", [0, 30, 0.2])
+def test_validation_of_folders_is_a_count_or_a_share(file, wanted):
+    file.write({"dataset.validation": wanted}, preset="folder-cpu")
+    dataset = file.load("dataset").dataset
+    assert (dataset.validation, type(dataset.validation)) == (wanted, type(wanted))
+    assert dataset.captioned_images == "all"
 
 
 @pytest.mark.parametrize("name", REFUSED_OF_IMAGENET)

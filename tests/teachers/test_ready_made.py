@@ -103,6 +103,21 @@ def test_files_that_hold_no_weights_are_one_line(model, tmp_path, evil):
         checkpoint(tmp_path / "absent.pth", sha256="0" * 64)
 
 
+def test_a_temporary_copy_finds_the_file_of_the_checkout(model, tmp_path, monkeypatch):
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    known = sha256(tmp_path / "x.pth")
+    found = checkpoint("x.pth", sha256=known)
+    same(found, model)
+    assert found.data == {"x.pth": known}  # the record of the checkout
+    with pytest.raises(InputError) as caught:
+        checkpoint("gone.pth", sha256=known)
+    both = f"{copy}/gone.pth or {tmp_path}/gone.pth"
+    assert str(caught.value) == f"teacher.path: {both} could not be read: No such file or directory"
+
+
 def test_another_checksum_than_asked_for_is_refused(model, tmp_path):
     path = tmp_path / "x.pth"
     torch.save(model.state_dict(), path)
