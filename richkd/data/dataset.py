@@ -1,20 +1,17 @@
 """A prepared data set on disk: splits of images and labels, and the facts about the whole set."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, FiniteFloat
 from safetensors.numpy import save_file
 
 from richkd.base.checkout import locate
-from richkd.base.errors import InputError, one_line
+from richkd.base.errors import InputError
 from richkd.base.files import replacing, write_json
 from richkd.base.records import check_array, read_json, read_safetensors
 
@@ -30,12 +27,6 @@ MANIFEST: Kinds = {
     "bytes": ("int64", ()),
     "plain": ("bool", ()),
 }
-FORMATS = ("JPEG", "PNG", "WEBP")  # of the files' content, whatever their names say
-REFUSED = ("AVIF", "BMP", "GIF", "ICO", "JPEG2000", "PPM", "TIFF")  # known, so that a line says so
-MEGAPIXELS = 100  # of an image: 300 MB as RGB, about a second to decode
-LONGEST = 100  # times the shorter side; resizing multiplies the pixels of a strip
-# PIL would warn of images above a limit of its own. `open_image` has ours.
-Image.MAX_IMAGE_PIXELS = None
 
 
 class Split(NamedTuple):
@@ -86,55 +77,6 @@ class Info:
     def whole_imagenet(self) -> bool:
         """Whether results can be compared with those published for ImageNet's 1,000 classes."""
         return self.name == "imagenet" and len(self.classes) == 1000
-
-
-def printable(path: Path | str) -> str:
-    """A path in one line: bytes that are no UTF-8, and control characters, are escaped."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-@contextmanager
-def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
-    """An image whose header is read, and no pixel yet.
-
-    Raises InputError, whose message is the reason alone, for another format and for an image that
-    is too large; and PIL's errors if the file is damaged.
-    """
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        with Image.open(file, formats=REFUSED) as other:
-            raise InputError(f"it is {other.format}: must be {', '.join(FORMATS)}") from None
-    with image:
-        short, long = sorted(image.size)
-        size = f"it has {image.width:,} x {image.height:,} pixels"
-        if short * long > MEGAPIXELS * 10**6:
-            raise InputError(f"{size}: at most {MEGAPIXELS} megapixels are allowed")
-        if long > LONGEST * short:
-            raise InputError(f"{size}: one side must be at most {LONGEST} times the other")
-        yield image
-
-
-def picture(path: Path | str) -> Image.Image:
-    """An image file decoded: upright, in RGB.
-
-    Raises InputError for a file that is damaged, too large or of another format.
-    """
-    try:
-        with open(path, "rb") as content, open_image(content) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of grey: PIL would make 256 and above white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert("RGB")
-    except Exception as error:  # PIL's error depends on where the file is broken
-        raise undecodable(path, error) from None
-
-
-def undecodable(path: Path | str, error: Exception) -> InputError:
-    """What to raise for an image file that cannot be decoded, for whatever reason."""
-    reason = one_line(error) or type(error).__name__
-    return InputError(f"{printable(path)} cannot be decoded: {reason}")
 
 
 def corrupted_shape(test: Split | Manifest, severities: int, cut: Any) -> tuple[int, ...]:

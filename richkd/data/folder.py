@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from richkd.base.checkout import locate
 from richkd.base.errors import InputError, one_line
-from richkd.data.dataset import Info, Manifest, open_image, printable
+from richkd.data.dataset import Info, Manifest
+from richkd.data.pictures import open_image, printable
 from richkd.data.splits import divide
 from richkd.params import Folder, ImageNet
 

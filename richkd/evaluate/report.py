@@ -20,7 +20,8 @@ from safetensors import safe_open
 from scipy.special import softmax
 
 from richkd.base.records import read_csv, read_json, reading
-from richkd.data.dataset import Manifest, Split, load_info, load_split, picture
+from richkd.data.dataset import Manifest, Split, load_info, load_split
+from richkd.data.pictures import picture
 from richkd.evaluate import plots
 from richkd.evaluate.scores import CORRUPTION_COLUMNS, read_logits, shifted_found, shifted_sets
 from richkd.evaluate.seeds import CURVES

@@ -19,7 +19,8 @@ from scipy.io import savemat
 from richkd import params
 from richkd.base.errors import InputError
 from richkd.data import dataset, folder
-from richkd.data.dataset import load_split, picture, save_split
+from richkd.data.dataset import load_split, save_split
+from richkd.data.pictures import picture
 from richkd.data.imagesets import decode
 
 WNIDS = trees.WNIDS[:4]
