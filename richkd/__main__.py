@@ -74,8 +74,9 @@ def run_export(arguments: argparse.Namespace) -> None:
     )
     if arguments.int8:
         from richkd.use.quantize import quantize
+        from richkd.use.student import project
 
-        quantize(path)
+        quantize(path, project(arguments.model / "seed") / "data")
 
 
 def run_predict(arguments: argparse.Namespace) -> None:

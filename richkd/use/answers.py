@@ -48,12 +48,11 @@ class Description(NamedTuple):
         """The description in the metadata of the file `path`; InputError if it is not there."""
         kinds = cls.__annotations__
         try:
-            return cls(
-                **{
-                    key: x if (x := metadata[key]) and kinds[key] is str else json.loads(x)
-                    for key in kinds
-                }
-            )
+            values: dict[str, Any] = {
+                key: metadata[key] if kind is str else json.loads(metadata[key])
+                for key, kind in kinds.items()
+            }
+            return cls(**values)
         except (KeyError, ValueError):
             raise InputError(
                 f"{path} has no description of its model: must be written by "

@@ -3,7 +3,6 @@
 The file is checked before it appears: it answers test images as the network itself does.
 """
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -15,30 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
 from richkd.base.errors import InputError, one_line
-from richkd.base.files import fingerprint, replacing
-from richkd.classifiers import ClassifierRecord
-from richkd.data.dataset import Manifest, Split, load_info, load_split
+from richkd.base.files import replacing
+from richkd.data.dataset import Manifest, Split, load_split
 from richkd.data.imagesets import cpus, cut_center
 from richkd.data.pictures import picture
 from richkd.data.resident import normalise
 from richkd.engine import predict
-from richkd.evaluate import calibration
-from richkd.evaluate.scores import hit_rate
 from richkd.use import card
 from richkd.use.answers import Description
+from richkd.use.describe import describe
 from richkd.use.onnx_file import OnnxStudent
 from richkd.use.packaged import PIXELS, Packaged
 from richkd.use.student import (
     AT_ONCE,
     Student,
-    classifier_record,
     find,
     load,
     load_exported,
-    saved_logits,
+    project,
 )
 
 Array = npt.NDArray[Any]
@@ -46,7 +43,6 @@ Runner = Callable[[Array], tuple[Array, Array]]  # pixels (N, 3, H, W) to logits
 
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-LICENSE = "Apache-2.0"
 CHECKED = 256  # test images
 LARGEST = 1e-4  # difference of a logit or a probability
 BATCHES = (1, 64)  # images, of which the latency is measured
@@ -76,14 +72,14 @@ def export(request: Request) -> Path:
         check_packages()
     path = find(request.folder, request.seed)
     student = load(request.folder, request.seed)
-    about = describe(path, student, request.pixels)
+    about, data = describe(path, student, request.pixels), project(path) / "data"
     name = f"{path.parent.name}-{path.name}"
     output = output_file(request, name)
     packaged = Packaged(student.model, student.preprocessing, student.temperature).eval()
     with replacing(output) as part:
         write(request.to, packaged, about, part)
         runner = open_runner(request.to, part)
-        differs = check(runner, student, about, output)
+        differs = check(runner, student, load_split(data / "test.safetensors"), about, output)
     if request.to == "safetensors":
         with replacing(output.with_name("README.md")) as part:
             part.write_text(card.render(about, output.name))
@@ -111,71 +107,6 @@ def check_packages() -> None:
     """InputError where one of the packages that write ONNX is missing."""
     if missing := [name for name in PACKAGES if not find_spec(name)]:
         raise InputError(f"export needs {', '.join(missing)}: pip install -e '.[export]'")
-
-
-# --- what the file says of its model ------------------------------------------------------------
-
-
-def describe(path: Path, student: Student, pixels: str) -> Description:
-    """What the exported file says of the model at `path`, whose saved answers tell its metrics."""
-    record = classifier_record(path)
-    found = saved_logits(path, "test")
-    if found is None:
-        raise InputError(
-            f"predictions/{path.parent.name} or data/ is not beside {path.parents[1]}: run "
-            f"`dvc repro` or `dvc pull`"
-        )
-    mean, std, center = student.preprocessing
-    return Description(
-        name=path.parent.name,
-        arch=record["arch"],
-        classes=student.classes,
-        preprocessing={
-            "pixels": pixels,
-            "mean": list(mean),
-            "std": list(std),
-            "center": center and center._asdict(),
-            "image_size": student.image_size,
-        },
-        temperature=student.temperature,
-        metrics=figures(*found, student.temperature),
-        license=LICENSE,
-        provenance=provenance(path, record),
-    )
-
-
-def figures(logits: Array, labels: Array, temperature: float | None) -> dict[str, float]:
-    """Top-1, ECE and NLL at the temperature, of logits (N, C) and labels (N,)."""
-    probabilities = calibration.softmax(logits.astype(float) / (temperature or 1.0), axis=1)
-    return {
-        "images": len(labels),
-        "top1": hit_rate(logits, labels, 1),
-        "ece": calibration.expected_calibration_error(probabilities, labels),
-        "nll": calibration.negative_log_likelihood(probabilities, labels),
-    }
-
-
-def provenance(path: Path, record: ClassifierRecord) -> dict[str, Any]:
-    """Where the model comes from: commit, params and their hash, data, teacher, versions."""
-    kept: dict[str, Any] = dict(record)
-    settings = kept.get("params") or {}
-    variants = settings.get("distill", {}).get("variants", {})
-    described = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        git = subprocess.run(described, cwd=path.parent, capture_output=True, text=True)
-        commit = git.stdout.strip() or None
-    except OSError:  # git is not installed
-        commit = None
-    return {
-        "commit": commit,
-        "seed": kept.get("seed"),
-        "teacher": variants.get(path.parent.name, {}).get("teacher"),
-        "data_set": load_info(path.absolute().parents[2] / "data/info.json").name,
-        "data": kept.get("data"),
-        "params_sha256": fingerprint(settings),
-        "params": settings,
-        "versions": record["versions"],
-    }
 
 
 # --- writing and running ------------------------------------------------------------------------
@@ -225,6 +156,7 @@ def open_runner(to: str, path: Path) -> Runner:
     """The file, read again, as a function of pixels (N, 3, H, W)."""
     if to == "onnx":
         return OnnxStudent(path).run
+    module: nn.Module
     if to == "pt2":
         with open(path, "rb") as file:
             module = torch.export.load(file).module()
@@ -283,17 +215,18 @@ def spread(split: Split | Manifest, count: int) -> list[int]:
     return np.linspace(0, every - 1, min(count, every)).round().astype(int).tolist()
 
 
-def check(run: Runner, student: Student, about: Description, output: Path) -> str:
+def check(
+    run: Runner, student: Student, test: Split | Manifest, about: Description, output: Path
+) -> str:
     """Run the file on test images beside the network; returns the largest difference in words.
 
     The network gets its images as the pipeline cuts and normalises them. InputError where a logit
     or a probability differs by more than 1e-4, or an answer is another.
     """
-    split = load_split("data/test.safetensors")
-    ids = spread(split, CHECKED)
+    ids = spread(test, CHECKED)
     center = student.preprocessing.center
     largest, others = 0.0, 0
-    for pixels in pixel_batches(split, ids, about.preprocessing["pixels"], "check"):
+    for pixels in pixel_batches(test, ids, about.preprocessing["pixels"], "check"):
         levels = torch.from_numpy(pixels).float()
         if pixels.dtype == np.uint8:
             levels /= 255

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from richkd.base.files import replacing
 from richkd.data.dataset import Manifest, Split, load_split
-from richkd.use.export import BATCHES, figures, latency, pixel_batches, spread
+from richkd.use.describe import figures
+from richkd.use.export import BATCHES, latency, pixel_batches, spread
 from richkd.use.onnx_file import OnnxStudent
 
 Array = npt.NDArray[Any]
@@ -18,8 +19,10 @@ Array = npt.NDArray[Any]
 CALIBRATION = 512  # training images
 
 
-def quantize(path: Path) -> Path:
+def quantize(path: Path, data: Path) -> Path:
     """Write `<name>-int8.onnx` beside an exported file and print both files' figures.
+
+    `data` is the folder of the data set.
 
     Static quantisation of convolutions and linear layers, with a scale for each output channel of
     the weights and ranges of activations from training images (Jacob et al., "Quantization and
@@ -31,7 +34,7 @@ def quantize(path: Path) -> Path:
 
     exported = OnnxStudent(path)
     output = path.with_name(f"{path.stem}-int8.onnx")
-    training = load_split("data/train.safetensors")
+    training = load_split(data / "train.safetensors")
     pixels = exported.description.preprocessing["pixels"]
     batches = pixel_batches(training, spread(training, CALIBRATION), pixels, "calibration")
     # It advises a step of preparation, which torch's exporter has done already.
@@ -50,7 +53,7 @@ def quantize(path: Path) -> Path:
             weight_type=QuantType.QInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
-    print(compare([path, output]))
+    print(compare([path, output], load_split(data / "test.safetensors")))
     return output
 
 
@@ -74,9 +77,8 @@ def before_the_network(path: Path) -> list[str]:
     return [node.name for node in nodes[:first]]
 
 
-def compare(files: Sequence[Path]) -> str:
+def compare(files: Sequence[Path], test: Split | Manifest) -> str:
     """A table of the files' sizes, figures on the test images and latencies."""
-    test = load_split("data/test.safetensors")
     width = max(len(str(path)) for path in files)
     rows = [f"{'file':{width}}     MB  top-1, %  ECE, %     NLL   ms for 1, for 64"]
     for path in files:

@@ -97,6 +97,11 @@ def find(folder: Path, seed: int | None) -> Path:
     return chosen[0]
 
 
+def project(path: Path) -> Path:
+    """The folder in which `models/` lies, with the model at `path` in one of its folders."""
+    return path.absolute().parents[2]
+
+
 def classifier_record(path: Path) -> ClassifierRecord:
     """The record of a model; InputError for CLIP, and for a record without class names."""
     record = load_record(path)
@@ -112,7 +117,7 @@ def saved_logits(path: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None
 
     They lie in `predictions/` and `data/`, beside the folder `models/`.
     """
-    root = path.absolute().parents[2]
+    root = project(path)
     logits = root / "predictions" / path.parent.name / f"{split}.npy"
     labels = root / "data" / f"{split}.safetensors"
     if not logits.exists() or not labels.exists():

@@ -20,8 +20,8 @@ from richkd import params
 from richkd.base.errors import InputError
 from richkd.data import dataset, folder
 from richkd.data.dataset import load_split, save_split
-from richkd.data.pictures import picture
 from richkd.data.imagesets import decode
+from richkd.data.pictures import picture
 
 WNIDS = trees.WNIDS[:4]
 TRAIN, VAL = 7, 3
