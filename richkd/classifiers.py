@@ -1,7 +1,7 @@
 """Classifiers on disk, and zero-shot CLIP: from a record to a model in eval mode, and back."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import torch
 from pydantic import Field
@@ -12,14 +12,18 @@ from richkd.base.errors import InputError
 from richkd.base.records import read_json
 from richkd.clip.zero_shot import ClipRecord, load_zero_shot
 from richkd.data.views import Center, Preprocessing
-from richkd.model_records import Mean, ModelRecord, RecordedCenter, Sd
+from richkd.model_records import Mean, ModelRecord, RecordedCenter, Sd, Side
 
 # More is no number of classes, but a damaged record, and would ask for too much memory.
 MOST_CLASSES = 100_000
 
 
 class ClassifierRecord(ModelRecord):
-    """The record of a classifier, as `save_classifier` writes it."""
+    """The record of a classifier, as `save_classifier` writes it.
+
+    The stages give it the classes' names, in the order of the logits, and `image_size`, the side in
+    pixels of the images that the network was trained on.
+    """
 
     kind: Literal["classifier"]
     arch: str
@@ -27,6 +31,8 @@ class ClassifierRecord(ModelRecord):
     mean: Mean
     std: Sd
     center: RecordedCenter | None
+    classes: NotRequired[list[str]]
+    image_size: NotRequired[Side]
 
 
 Record = Annotated[ClassifierRecord | ClipRecord, Field(discriminator="kind")]

@@ -13,7 +13,7 @@ An edit of these files cannot change a result, so they are left out:
 - `richkd/base`, but for `distributed`: files, errors, downloads that a checksum names, the going on
   of a killed stage, the choice of a device;
 - `stages/__init__.py`: it starts a stage;
-- `richkd/losses/__init__.py`: it gives the losses a second name.
+- `richkd/__init__.py` and `richkd/losses/__init__.py`: they give functions a second name.
 """
 
 import ast
@@ -28,6 +28,7 @@ MODELS = "richkd/models/"
 LOSSES = "richkd/losses/"
 TERMS = "richkd/losses/terms.py"
 LEFT_OUT = (
+    "richkd/__init__.py",
     "richkd/params/",
     *(
         f"richkd/base/{name}.py"

@@ -55,8 +55,8 @@ def use_ready_made(
     teacher: params.ReadyMadeTeacher, center: Center | None, recorded: dict[str, Any]
 ) -> None:
     """Save a ready-made teacher; `center` is None where images are taken as they are."""
-    num_classes = len(load_info("data/info.json").classes)
-    found = ready_made.obtain(teacher, num_classes)
+    classes, test = load_info("data/info.json").classes, load_split("data/test.safetensors")
+    found = ready_made.obtain(teacher, len(classes))
     preprocessing = found.preprocessing
     if center is None:
         preprocessing = preprocessing._replace(center=None)
@@ -68,7 +68,9 @@ def use_ready_made(
         Loaded(found.model, preprocessing),
         torch.device("cpu"),
         arch=found.arch,
-        num_classes=num_classes,
+        num_classes=len(classes),
+        classes=classes,
+        image_size=imagesets.for_inference(test, preprocessing, torch.device("cpu")).shape[-1],
         params=recorded,
         data=found.data,
     )

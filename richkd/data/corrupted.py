@@ -16,8 +16,9 @@ from richkd.base.checkout import locate
 from richkd.base.errors import InputError
 from richkd.data.cifar_c import OFFICIAL, read_cifar_c
 from richkd.data.corruptions import corrupt
-from richkd.data.dataset import Info, Manifest, Split, picture
+from richkd.data.dataset import Info, Manifest, Split
 from richkd.data.imagenet_c import read_imagenet_c
+from richkd.data.pictures import picture
 
 Array = npt.NDArray[np.uint8]
 # The benchmark's photographs of ice. It never draws a sixth one that lies beside them.

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from richkd.base.checkout import locate, places
 from richkd.base.errors import InputError, one_line
-from richkd.data.dataset import Info, Manifest, open_image, orientation, printable, upright
+from richkd.data.dataset import Info, Manifest
+from richkd.data.pictures import open_image, orientation, printable, upright
 from richkd.data.splits import divide
 from richkd.params import Folder, ImageNet
 

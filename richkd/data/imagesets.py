@@ -27,15 +27,8 @@ from tqdm import tqdm
 
 from richkd import params
 from richkd.base.errors import InputError, one_line
-from richkd.data.dataset import (
-    Manifest,
-    Split,
-    open_image,
-    orientation,
-    picture,
-    printable,
-    undecodable,
-)
+from richkd.data.dataset import Manifest, Split
+from richkd.data.pictures import open_image, orientation, picture, printable, undecodable
 from richkd.data.resident import ResidentSet, normalise, to_input
 from richkd.data.views import Center, Preprocessing, RandomResizedCrop, Views
 

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
-from richkd.data.dataset import Manifest, Split, picture
+from richkd.data.dataset import Manifest, Split
+from richkd.data.pictures import picture
 from richkd.evaluate.best import Best
 from richkd.evaluate.scores import read_logits
 from richkd.evaluate.summary import TEACHERS

@@ -66,7 +66,7 @@ class TrainingData:
         self.device = engine.pick_device(runtime.device, runtime.deterministic)
         self.runtime = runtime
         info = load_info("data/info.json")
-        self.num_classes = len(info.classes)
+        self.classes, self.num_classes = info.classes, len(info.classes)
         self.preprocessing = Preprocessing(info.mean, info.std, Center.of(views))
         train, validation = (
             load_split(f"data/{name}.safetensors", self.num_classes)
@@ -159,6 +159,8 @@ def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
         data.device,
         arch=job.training.arch,
         num_classes=data.num_classes,
+        classes=data.classes,
+        image_size=data.validation[0].shape[-1],
         params=to_dict(job.params),
         seed=run.seed,
         saved_together=[f"seed{seed}" for seed in job.seeds],

@@ -19,8 +19,9 @@ from scipy.io import savemat
 from richkd import params
 from richkd.base.errors import InputError
 from richkd.data import dataset, folder
-from richkd.data.dataset import load_split, picture, save_split
+from richkd.data.dataset import load_split, save_split
 from richkd.data.imagesets import decode
+from richkd.data.pictures import picture
 
 WNIDS = trees.WNIDS[:4]
 TRAIN, VAL = 7, 3

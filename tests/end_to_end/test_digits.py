@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dvc.api import artifacts_show
 from pipeline import (
     STUDENTS,
     clone,
@@ -18,6 +19,8 @@ from pipeline import (
     try_command,
 )
 
+import richkd
+
 pytestmark = pytest.mark.slow
 
 
@@ -29,6 +32,7 @@ def test_everything_is_there(reproduced: Path) -> None:
     assert record["seed"] == 1
     assert {"alpha": 0.4, "lam": 0.4}.items() <= record["params"]["fusion"].items()
     assert {"versions", "device", "data", "metrics"} <= set(record)
+    assert richkd.load(reproduced / "models/LF", seed=1).temperature is not None
     assert len(hashes(reproduced)) == 2 * len(STUDENTS)
     assert [path.name for path in (reproduced / ".resume").iterdir()] == ["locks"]
 
@@ -55,6 +59,7 @@ def test_after_a_pull_there_is_nothing_to_do(copy: Path, tmp_path: Path) -> None
     command(copy, "dvc", "remote", "add", "-d", "storage", str(tmp_path / "remote"))
     commit(copy, "remote")
     command(copy, "dvc", "push")
+    check_artifact(copy, tmp_path)
     folder = tmp_path / "clone"
     command(tmp_path, "git", "clone", "-q", str(copy), str(folder))
     assert not (folder / "cache").exists()
@@ -62,6 +67,20 @@ def test_after_a_pull_there_is_nothing_to_do(copy: Path, tmp_path: Path) -> None
     output = command(folder, "dvc", "repro")
     assert stages_run(output) == set() and "Data and pipelines are up to date." in output
     assert command(folder, "git", "status", "--porcelain") == ""
+
+
+def check_artifact(repository: Path, folder: Path) -> None:
+    """A student with a version tag, as GTO names it, is fetched without a clone."""
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    command(repository, "git", *who, "tag", "-a", "student-LF@v0.1.0", "-m", "released")
+    wanted = ["student-LF", "--rev", "v0.1.0", "--out", "fetched"]
+    command(folder, "dvc", "artifacts", "get", str(repository), *wanted)
+    for path in (repository / "models/LF").iterdir():
+        assert (folder / "fetched" / path.name).read_bytes() == path.read_bytes()
+    shown = artifacts_show("student-LF", version="v0.1.0", repo=str(repository))
+    assert shown["path"] == "models/LF" and shown["rev"]
+    student = richkd.load(folder / "fetched")
+    assert student.classes[2:4] == ["nineteen", "forty-two"] and student.image_size == 16
 
 
 def test_another_lowest_accuracy_runs_only_the_teacher_again(copy: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+WHOLE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+FILE = WHOLE["stages"]
 # A stage with `foreach` or `matrix` stands for many: what follows holds for each of them.
 STAGES = {name: stage.get("do", stage) for name, stage in FILE.items()}
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -100,3 +101,13 @@ def test_files_in_git_leave_the_run_cache_on(name):
         assert options.keys() >= {"x", "y"} if path.endswith(".csv") else not options
     if name != "code":  # takes milliseconds, and its files stay where a parameter is wrong
         assert all(isinstance(out, str) for out in STAGES[name].get("outs", []))
+
+
+def test_the_teacher_and_all_students_of_the_default_params_are_artifacts():
+    """By hand, since DVC has no `foreach` for them."""
+    students = ["ce", *PARAMS["distill"]["variants"]]
+    paths = {"teacher": "models/teacher"} | {f"student-{x}": f"models/{x}" for x in students}
+    artifacts = WHOLE["artifacts"]
+    assert {name: artifact["path"] for name, artifact in artifacts.items()} == paths
+    assert {artifact["type"] for artifact in artifacts.values()} == {"model"}
+    assert all(artifact["desc"] for artifact in artifacts.values())
