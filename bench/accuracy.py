@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from bench.common import report
 from bench.overhead import clone, command
+from richkd.evaluate.seeds import paired
 
 SEEDS = (0, 1, 2, 3, 4)
 # A parameter and its other value; `{}` is the variant that is trained.
@@ -43,15 +44,15 @@ def main(*, variants: Sequence[str] = ("F", "LF"), seeds: Sequence[int] = SEEDS)
 
 def train(
     folder: Path, variant: str, seeds: Sequence[int], changes: Mapping[str, str] | None = None
-) -> list[float]:
-    """The validation accuracy of one student a seed, in percent.
+) -> dict[str, float]:
+    """The validation accuracy of one student a seed, in percent: `{"seed0": accuracy}`.
 
     `changes` are parameters by their full names, with the values that they have for this training.
     """
     with changed_params(folder, {"distill.seeds": list(seeds), **(changes or {})}):
         command(folder, sys.executable, "-m", "stages.distill", variant)
     metrics = json.loads((folder / f"metrics/train/{variant}.json").read_text())
-    return [100 * metrics["validation_accuracy"][f"seed{seed}"] for seed in seeds]
+    return {f"seed{x}": 100 * metrics["validation_accuracy"][f"seed{x}"] for x in seeds}
 
 
 @contextmanager
@@ -71,15 +72,15 @@ def changed_params(folder: Path, changes: Mapping[str, Any]) -> Iterator[None]:
     path.write_text(before)
 
 
-def describe(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
+def describe(values: Mapping[str, float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values.values()), "sd": statistics.stdev(values.values())}
 
 
-def compare(changed: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
+def compare(changed: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, float]:
     """The mean difference, seed by seed, and its standard error."""
-    differences = [a - b for a, b in zip(changed, plain)]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    return {"difference": statistics.mean(differences), "standard_error": error}
+    mean, error, _ = paired(changed, plain)
+    assert error is not None  # there are several seeds
+    return {"difference": mean, "standard_error": error}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Saved models come back bit for bit; anything else on disk is refused by name."""
 
 import json
+import platform
 import warnings
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,3 +242,9 @@ def test_provenance_names_versions_and_device():
     assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
     assert provenance["device"].startswith("cpu") and provenance["threads"] >= 1
     json.dumps(provenance)
+
+
+def test_a_record_names_the_processor(monkeypatch):
+    assert weights.provenance(CPU)["device"] == f"cpu ({weights.processor()})"
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # a system without /proc/cpuinfo
+    assert weights.provenance(CPU)["device"] == f"cpu ({platform.machine()})"

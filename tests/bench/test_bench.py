@@ -205,12 +205,6 @@ def test_step_stops_where_the_losses_differ(steps):
 # --- accuracy, overhead -------------------------------------------------------------------------
 
 
-def test_a_difference_has_the_standard_error_of_its_pairs():
-    found = accuracy.compare([3.0, 5.0, 4.0, 4.0], [2.0, 2.0, 2.0, 2.0])
-    assert found["difference"] == 2.0
-    assert found["standard_error"] == pytest.approx((2 / 3) ** 0.5 / 2)
-
-
 def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
     trained = []
 
@@ -227,7 +221,8 @@ def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
     monkeypatch.setattr(accuracy, "command", distill)
     tricks = [{key.format("F"): value} for key, value in accuracy.TRICKS.values()]
     for changes in (None, *tricks):
-        assert accuracy.train(here, "F", (0, 1), changes) == pytest.approx([90, 91])
+        found = accuracy.train(here, "F", (0, 1), changes)
+        assert found == pytest.approx({"seed0": 90, "seed1": 91})
         assert (here / "params.yaml").read_text() == text
     assert all((name, seeds) == ("F", [0, 1]) for name, seeds, *_ in trained)
     told = [(runtime["precision"], crd["negatives"]) for *_, runtime, crd in trained]
