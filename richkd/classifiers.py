@@ -1,7 +1,7 @@
 """Classifiers on disk, and zero-shot CLIP: from a record to a model in eval mode, and back."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from richkd.base.errors import InputError
 from richkd.base.records import read_json
 from richkd.clip.zero_shot import ClipRecord, load_zero_shot
 from richkd.data.views import Center, Preprocessing
-from richkd.model_records import Mean, ModelRecord, RecordedCenter, Sd
+from richkd.model_records import Mean, ModelRecord, RecordedCenter, Sd, Side
 
 # More is no number of classes, but a damaged record, and would ask for too much memory.
 MOST_CLASSES = 100_000
@@ -27,6 +27,7 @@ class ClassifierRecord(ModelRecord):
     mean: Mean
     std: Sd
     center: RecordedCenter | None
+    img_size: NotRequired[Side]  # for which a network of timm was made, where it is not timm's
 
 
 Record = Annotated[ClassifierRecord | ClipRecord, Field(discriminator="kind")]
@@ -57,7 +58,7 @@ def load_classifier(path: Path | str, device: torch.device) -> Loaded:
         zero_shot = load_zero_shot(path, record).eval().to(device)
         return Loaded(zero_shot, Preprocessing([0.0] * 3, [1.0] * 3, center))
     try:
-        model = models.create(record["arch"], record["num_classes"])
+        model = models.create(record["arch"], record["num_classes"], record.get("img_size"))
     except InputError as error:  # no such network
         raise InputError(f"{path}.json: {error}") from None
     weights.load_into(model, f"{path}.safetensors")
@@ -72,11 +73,12 @@ def save_classifier(
     *,
     arch: str,
     num_classes: int,
+    img_size: int | None = None,
     **more: Any,
 ) -> None:
     """Write `path`.safetensors and `path`.json for `load_classifier`.
 
-    `more` are further entries of the record, such as params, seed and metrics. `device` is the one
+    `arch`, `num_classes` and `img_size` are those of `models.create`. `more` are further entries of the record, such as params, seed and metrics. `device` is the one
     that the record names: where the model was trained.
     """
     mean, std, center = loaded.preprocessing
@@ -87,6 +89,7 @@ def save_classifier(
         "mean": mean,
         "std": std,
         "center": center and center._asdict(),
+        **({"img_size": img_size} if img_size else {}),
         **more,
         **weights.provenance(device),
     }

@@ -69,6 +69,7 @@ def use_ready_made(
         torch.device("cpu"),
         arch=found.arch,
         num_classes=num_classes,
+        img_size=found.img_size,
         params=recorded,
         data=found.data,
     )
