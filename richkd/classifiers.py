@@ -78,8 +78,9 @@ def save_classifier(
 ) -> None:
     """Write `path`.safetensors and `path`.json for `load_classifier`.
 
-    `arch`, `num_classes` and `img_size` are those of `models.create`. `more` are further entries of the record, such as params, seed and metrics. `device` is the one
-    that the record names: where the model was trained.
+    `arch`, `num_classes` and `img_size` are those of `models.create`. `more` are further entries of
+    the record, such as params, seed and metrics. `device` is the one that the record names: where
+    the model was trained.
     """
     mean, std, center = loaded.preprocessing
     record = {

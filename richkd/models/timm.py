@@ -94,10 +94,10 @@ def build(name: str, num_classes: int, img_size: int | None = None) -> nn.Module
     """`timm/<name>`, a name that passed `check`, for images of `img_size` pixels if that is given.
 
     `feature_dim` is the input of the last linear layer. The features are what timm's
-    `forward_head(…, pre_logits=True)` returns, and of a network with two heads their mean.
+    `forward_head(…, pre_logits=True)` returns: of a network with two heads the mean of both inputs.
     Where a dropout stands before that layer, features in training are those after the dropout.
-    Only ResNets have the names of their `stages`. Raises InputError for a network whose logits do not come
-    from one linear layer, or from the mean of two, and where the network has no `img_size`.
+    Only ResNets name their `stages`. Raises InputError for a network whose logits do not come from
+    one linear layer, or from the mean of two, and where the network has no `img_size`.
     """
     given = {"img_size": img_size} if img_size else {}
     try:
