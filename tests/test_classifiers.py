@@ -46,8 +46,8 @@ def test_a_classifier_knows_how_files_are_cut_for_it(model, saved):
 
 
 def test_a_network_comes_back_for_the_size_that_it_was_made_for(tmp_path):
-    network = models.create("timm/vit_tiny_patch16_224", 4, 32)
-    arguments = {"arch": "timm/vit_tiny_patch16_224", "num_classes": 4, "img_size": 32}
+    network = models.create("timm/test_vit", 4, 32)
+    arguments = {"arch": "timm/test_vit", "num_classes": 4, "img_size": 32}
     save_classifier(tmp_path / "seed0", Loaded(network, ARRAYS), CPU, **arguments)
     loaded, _ = load_classifier(tmp_path / "seed0", CPU)
     images = torch.rand(2, 3, 32, 32)

@@ -99,9 +99,11 @@ def build(name: str, num_classes: int, img_size: int | None = None) -> nn.Module
     Only ResNets name their `stages`. Raises InputError for a network whose logits do not come from
     one linear layer, or from the mean of two, and where the network has no `img_size`.
     """
-    given = {"img_size": img_size} if img_size else {}
+    given: dict[str, Any] = {"img_size": img_size} if img_size else {}
     try:
-        network = timm.create_model(name.removeprefix("timm/"), num_classes=num_classes, **given)
+        network: Any = timm.create_model(
+            name.removeprefix("timm/"), num_classes=num_classes, **given
+        )
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         if not img_size:
             raise

@@ -65,17 +65,17 @@ def test_every_kind_of_file_is_read(model, tmp_path):
 
 
 def test_a_network_of_timm_is_prepared_as_timm_says_unless_the_params_do(tmp_path):
-    name = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    name = "timm/test_vit.r160_in1k"
     model = models.create(name, 4, 32)
     torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
     found = checkpoint(tmp_path / "x.pth", name, img_size=32, mean=None, std=None)
     same(found, model)
     assert (found.arch, found.img_size) == (name, 32)
     half = (0.5, 0.5, 0.5)
-    assert found.preprocessing == Preprocessing(half, half, Center(35, 32, "bicubic"))
+    assert found.preprocessing == Preprocessing(half, half, Center(33, 32, "bicubic"))
     found = checkpoint(tmp_path / "x.pth", name, img_size=32)
     assert found.preprocessing == Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    with pytest.raises(InputError, match="pos_embed is .1, 5, 192. there, .1, 197, 192. here"):
+    with pytest.raises(InputError, match="pos_embed is .1, 5, 64. there, .1, 101, 64. here"):
         checkpoint(tmp_path / "x.pth", name)
 
 
