@@ -70,7 +70,7 @@ def published_input(name: str, img_size: int | None = None) -> PublishedInput:
     """timm's own configuration of `timm/<name>`, a name that passed `check`.
 
     img_size is the side in pixels for which the network was made, where it is not timm's. Raises
-    InputError where timm's images are not square.
+    InputError where timm's images are not square, or have borders.
     """
     published = get_pretrained_cfg(name.removeprefix("timm/"))
     given = {"img_size": img_size} if img_size else {}
@@ -80,10 +80,14 @@ def published_input(name: str, img_size: int | None = None) -> PublishedInput:
         raise InputError(
             f"model {name!r} has images of {height} x {width} pixels in timm: they must be square"
         )
+    if (mode := config["crop_mode"]) not in RESIZE_MODES:
+        raise InputError(
+            f"model {name!r} has images of crop mode {mode!r} in timm: must be center or squash"
+        )
     return PublishedInput(
         height,
         math.floor(height / config["crop_pct"]),
-        RESIZE_MODES[config["crop_mode"]],
+        RESIZE_MODES[mode],
         config["interpolation"],
         tuple(config["mean"]),
         tuple(config["std"]),
@@ -110,7 +114,7 @@ def build(name: str, num_classes: int, img_size: int | None = None) -> nn.Module
         raise InputError(
             f"model {name!r} cannot be made for img_size {img_size}: {one_line(error, 80)}"
         ) from None
-    head = network.get_classifier()
+    head = network.get_classifier() if hasattr(network, "get_classifier") else None
     last = head if isinstance(head, tuple) else (head,)
     # timm's own Linear differs from torch's in TorchScript alone.
     if len(last) > 2 or any(type(part) not in (nn.Linear, timm.layers.Linear) for part in last):
@@ -125,5 +129,5 @@ def build(name: str, num_classes: int, img_size: int | None = None) -> nn.Module
     network.arch = name
     network.feature_dim = last[0].in_features
     if isinstance(network, timm.models.ResNet):
-        network.stages = STAGES
+        setattr(network, "stages", STAGES)  # noqa: B010, mypy takes every attribute for a module
     return network

@@ -27,7 +27,7 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = SynchronisedBatchNorm
         elif type(module) is BatchNormAct2d:
-            module.__class__ = SynchronisedBatchNormAct
+            module.__class__ = SynchronisedBatchNormAct  # type: ignore[assignment]
     return model
 
 
@@ -106,8 +106,12 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 class SynchronisedBatchNormAct(SynchronisedBatchNorm):
     """timm's BatchNormAct2d: dropout and an activation follow."""
 
+    drop: nn.Module
+    act: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))
+        output: Tensor = self.act(self.drop(super().forward(x)))
+        return output
 
 
 class _Normalise(torch.autograd.Function):

@@ -126,6 +126,7 @@ def test_unknown_names_and_tags_are_refused_with_those_that_there_are(check):
         ("timm/dla34", None, "is not supported: its logits must come from one linear layer, or "),
         ("timm/levit_128", None, "is not supported"),
         ("timm/crossvit_9_240", None, "is not supported"),
+        ("timm/qwen3_vit_88m_enc", None, "is not supported"),  # has no classifier
     ],
 )
 def test_networks_that_do_not_fit_are_refused_in_one_line(name, img_size, said):
@@ -143,6 +144,8 @@ def test_images_of_another_size_are_refused():
         models.check_side("timm/volo_d1_224", 224)
     with pytest.raises(InputError, match="timm/vit_base_patch16_sapiens2.*must be square"):
         models.published_input("timm/vit_base_patch16_sapiens2")
+    with pytest.raises(InputError, match="has images of crop mode 'border' in timm: must be cent"):
+        models.published_input("timm/deepseek_vit_412m")
 
 
 def test_only_resnets_have_feature_maps():
