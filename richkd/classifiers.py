@@ -33,6 +33,7 @@ class ClassifierRecord(ModelRecord):
     center: RecordedCenter | None
     classes: NotRequired[list[str]]
     image_size: NotRequired[Side]
+    img_size: NotRequired[Side]  # for which a network of timm was made, where it is not timm's
 
 
 Record = Annotated[ClassifierRecord | ClipRecord, Field(discriminator="kind")]
@@ -63,7 +64,7 @@ def load_classifier(path: Path | str, device: torch.device) -> Loaded:
         zero_shot = load_zero_shot(path, record).eval().to(device)
         return Loaded(zero_shot, Preprocessing([0.0] * 3, [1.0] * 3, center))
     try:
-        model = models.create(record["arch"], record["num_classes"])
+        model = models.create(record["arch"], record["num_classes"], record.get("img_size"))
     except InputError as error:  # no such network
         raise InputError(f"{path}.json: {error}") from None
     weights.load_into(model, f"{path}.safetensors")
@@ -78,12 +79,14 @@ def save_classifier(
     *,
     arch: str,
     num_classes: int,
+    img_size: int | None = None,
     **more: Any,
 ) -> None:
     """Write `path`.safetensors and `path`.json for `load_classifier`.
 
-    `more` are further entries of the record, such as params, seed and metrics. `device` is the one
-    that the record names: where the model was trained.
+    `arch`, `num_classes` and `img_size` are those of `models.create`. `more` are further entries of
+    the record, such as params, seed and metrics. `device` is the one that the record names: where
+    the model was trained.
     """
     mean, std, center = loaded.preprocessing
     record = {
@@ -93,6 +96,7 @@ def save_classifier(
         "mean": mean,
         "std": std,
         "center": center and center._asdict(),
+        **({"img_size": img_size} if img_size else {}),
         **more,
         **weights.provenance(device),
     }

@@ -71,6 +71,7 @@ def use_ready_made(
         num_classes=len(classes),
         classes=classes,
         image_size=imagesets.for_inference(test, preprocessing, torch.device("cpu")).shape[-1],
+        img_size=found.img_size,
         params=recorded,
         data=found.data,
     )

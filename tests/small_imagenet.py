@@ -23,8 +23,8 @@ def params(root: Path, teacher: Path, **sections: object) -> dict[str, Any]:
     p["views"] |= {"size": 48, "resize": 56, "scale": [0.5, 1.0]}
     p["runtime"]["precision"] = "fp32"
     p["teacher"] = {
-        "source": "checkpoint", "arch": "torchvision/resnet18", "path": str(teacher),
-        "sha256": sha256(teacher), "mean": [0.5] * 3, "std": [0.25] * 3, "min_accuracy": 0.0,
+        "source": "checkpoint", "arch": "timm/test_resnet", "path": str(teacher),
+        "sha256": sha256(teacher), "min_accuracy": 0.0,
     }  # fmt: skip
     p["clip"] = yaml.safe_load(PRESET.with_name("smoke.yaml").read_text())["clip"]
     prompts = ["a photo of a {}", "a picture of a {}"]
@@ -51,7 +51,7 @@ def params(root: Path, teacher: Path, **sections: object) -> dict[str, Any]:
 
 
 def random_teacher(path: Path) -> Path:
-    """Write the weights of an untrained ResNet-18."""
+    """Write the weights of an untrained network of timm."""
     torch.manual_seed(0)
-    torch.save(models.create("torchvision/resnet18", len(WNIDS)).state_dict(), path)
+    torch.save(models.create("timm/test_resnet", len(WNIDS)).state_dict(), path)
     return path

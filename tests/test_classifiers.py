@@ -45,6 +45,18 @@ def test_a_classifier_knows_how_files_are_cut_for_it(model, saved):
     assert load_classifier(saved, CPU).preprocessing == files
 
 
+def test_a_network_comes_back_for_the_size_that_it_was_made_for(tmp_path):
+    network = models.create("timm/test_vit", 4, 32)
+    arguments = {"arch": "timm/test_vit", "num_classes": 4, "img_size": 32}
+    save_classifier(tmp_path / "seed0", Loaded(network, ARRAYS), CPU, **arguments)
+    loaded, _ = load_classifier(tmp_path / "seed0", CPU)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).logits, network.eval()(images).logits)
+    record = json.loads((tmp_path / "seed0.json").read_text())
+    assert arguments.items() <= record.items()
+
+
 def test_the_record_keeps_its_keys(saved):
     record = json.loads(saved.with_suffix(".json").read_text())
     provenance = weights.provenance(CPU)

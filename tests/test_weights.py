@@ -148,6 +148,22 @@ def test_other_precisions_load(saved, tmp_path, dtype):
     assert equal(found, {name: x.float() for name, x in state.items()})
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict"])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_the_public_resnet56_loads_however_it_is_wrapped(shared, tmp_path, key, prefix):
+    path = shared / "checkpoints/cifar100_resnet56.pth"
+    state = weights.read_tensors(path)
+    old = {name: x.half() for name, x in state.items() if not name.endswith("batches_tracked")}
+    assert len(old) < len(state)
+    named = {f"{prefix}{name}": x for name, x in old.items()}
+    torch.save({"epoch": 200, key: named}, tmp_path / "x.pth")
+    model = models.create("resnet56", 100)
+    weights.load_into(model, tmp_path / "x.pth")
+    assert equal(model.state_dict(), {name: x.float() for name, x in old.items()})
+
+
 def quantised(tensor):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

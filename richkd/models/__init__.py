@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torchvision.models import WeightsEnum
 
+    from richkd.models.timm import PublishedInput
+
 __all__ = [
     "REFERENCE_NAMES",
     "ModelOutput",
@@ -31,6 +33,7 @@ __all__ = [
     "create",
     "find_weights",
     "names",
+    "published_input",
     "stage_names",
     "with_maps",
 ]
@@ -50,6 +53,9 @@ FAMILIES = {
     "shufflenet": ["shufflenetv1", "shufflenetv2"],
 }
 
+# Libraries whose networks are named `<library>/<name>`; each has a file of its own here.
+LIBRARIES = ("torchvision", "timm")
+
 # What the published checkpoints call a network, where their name is not ours.
 REFERENCE_NAMES = {
     "mobilenetv2": "MobileNetV2",
@@ -61,34 +67,48 @@ REFERENCE_NAMES = {
 
 
 def names() -> list[str]:
-    """The architectures that `create` knows, without torchvision's."""
+    """The architectures that `create` knows, without those of `LIBRARIES`."""
     return [name for family in FAMILIES.values() for name in family]
 
 
 def check_name(name: str) -> None:
     """Raises InputError where `name` is no architecture; the message says what is allowed.
 
-    Only a name of the form `torchvision/<name>` imports torch, which takes seconds.
+    Only a name of the form `torchvision/<name>` or `timm/<name>` imports torch, which takes
+    seconds.
     """
-    if name.startswith("torchvision/"):
-        import_module("richkd.models.torchvision").check(name)
+    if name.startswith(tuple(f"{library}/" for library in LIBRARIES)):
+        import_module(f"richkd.models.{_family(name)}").check(name)
     elif name not in names():
-        known = ", ".join(names())
-        raise InputError(f"model {name!r} is unknown: must be one of {known}, torchvision/<name>")
+        known = ", ".join([*names(), *(f"{library}/<name>" for library in LIBRARIES)])
+        raise InputError(f"model {name!r} is unknown: must be one of {known}")
 
 
-def create(name: str, num_classes: int) -> nn.Module:
+def create(name: str, num_classes: int, img_size: int | None = None) -> nn.Module:
     """A freshly initialised classifier.
 
     Called with float images (N, 3, H, W) it returns `ModelOutput(logits, features)`: logits
     (N, num_classes) and the pooled vector before the classifier (N, model.feature_dim).
-    `torchvision/<name>` is torchvision's network of that name. Raises InputError for an unknown
-    name, and for a network of torchvision that does not end in one linear layer.
+    `torchvision/<name>` and `timm/<name>` are these libraries' networks of that name. `img_size` is
+    the side in pixels of the images that a network of timm is made for; None: timm's own. Raises
+    InputError for an unknown name, for a network of a library that does not end in a linear layer,
+    and for an `img_size` that the network has no use for.
     """
     check_name(name)
-    family = next((family for family, known in FAMILIES.items() if name in known), "torchvision")
-    network: nn.Module = import_module(f"richkd.models.{family}").build(name, num_classes)
+    family = _family(name)
+    build = import_module(f"richkd.models.{family}").build
+    if img_size and family != "timm":
+        raise InputError(f"model {name!r} has no img_size: only some networks of timm have one")
+    network: nn.Module = (
+        build(name, num_classes, img_size) if img_size else build(name, num_classes)
+    )
     return network
+
+
+def _family(name: str) -> str:
+    """The file here that builds the network, by a name that is known."""
+    own = (family for family, known in FAMILIES.items() if name in known)
+    return next(own, name.partition("/")[0])
 
 
 def check_stages(student: str, teacher: str) -> None:
@@ -105,7 +125,7 @@ def check_stages(student: str, teacher: str) -> None:
 
 
 @cache
-def check_side(name: str, side: int) -> None:
+def check_side(name: str, side: int, img_size: int | None = None) -> None:
     """Raises InputError for a network that `create` refuses, or that does not take such images.
 
     The images are square, `side` pixels wide. Imports torch, and makes the network without memory
@@ -113,16 +133,30 @@ def check_side(name: str, side: int) -> None:
     """
     import torch
 
-    network = _without_memory(name)
+    network = _without_memory(name, img_size)
     device = next(network.parameters()).device
     try:
         with torch.no_grad():
-            network(torch.zeros(2, 3, side, side, device=device))
+            output = network(torch.zeros(2, 3, side, side, device=device))
     except Exception as error:  # the kind of error depends on the network
         reason = one_line(error, 80)
         raise InputError(
             f"model {name!r} does not take images of {side} x {side} pixels ({reason})"
         ) from None
+    if not isinstance(output, ModelOutput) or output.features.dim() != 2:
+        raise InputError(
+            f"model {name!r} is not supported: its logits must follow from one vector an image"
+        )
+
+
+def published_input(name: str, img_size: int | None = None) -> PublishedInput:
+    """How timm prepares images for `timm/<name>`. InputError for a name that is unknown.
+
+    `img_size` is that of `create`. Imports torch.
+    """
+    check_name(name)
+    published: PublishedInput = import_module("richkd.models.timm").published_input(name, img_size)
+    return published
 
 
 def find_weights(name: str, weights: str, num_classes: int | None) -> WeightsEnum:
@@ -146,12 +180,12 @@ def find_weights(name: str, weights: str, num_classes: int | None) -> WeightsEnu
     return chosen
 
 
-def _without_memory(name: str) -> nn.Module:
+def _without_memory(name: str, img_size: int | None = None) -> nn.Module:
     """The network of that name, for two classes, without memory for its weights if possible."""
     import torch
 
     try:
         with torch.device("meta"):
-            return create(name, 2)
+            return create(name, 2, img_size)
     except NotImplementedError:  # torchvision's RegNets read numbers back while they are built
-        return create(name, 2)
+        return create(name, 2, img_size)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 def stage_names(model: nn.Module) -> tuple[str, ...]:
     """The submodules that are the model's stages; InputError where they are not known."""
-    names: tuple[str, ...] = getattr(model, "stages", ())
-    if not names:
+    names = getattr(model, "stages", ())
+    if not names or not isinstance(names, tuple):  # some of timm's networks name a module so
         name = getattr(model, "arch", type(model).__name__)
         raise InputError(
             f"the stages of {name} are not known, so it has no feature maps; of torchvision's "
-            "networks only the ResNets have them"
+            "and timm's networks only the ResNets have them"
         )
     return names
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from richkd.params.kinds import (
     Count,
+    ImageSide,
     ListOf,
     Seed,
     Sha256,
@@ -119,9 +120,8 @@ class ResizedCrops:
     """Training: a crop of random size and shape, resized. Inference: the centre of the image."""
 
     augmentation: Literal["resized_crop"]
-    size: Annotated[int, Field(ge=16, le=4096)]  # side of what the networks see, in pixels
-    # Length of the shorter side before the centre is cut out, in pixels.
-    resize: Annotated[int, Field(ge=16, le=4096)]
+    size: ImageSide  # of what the networks see
+    resize: ImageSide  # of the shorter side before the centre is cut out
     scale: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]  # of the area
     ratio: Annotated[tuple[Ratio, ...], Field(min_length=2, max_length=2)]  # width to height
     flip: bool

@@ -49,6 +49,7 @@ Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Batch = Annotated[int, Field(ge=1, le=10**6)]  # images in a batch
 TrainingBatch = Annotated[int, Field(ge=2, le=10**6)]  # BatchNorm and contrasts need two
 Width = Annotated[int, Field(ge=1, le=2**16)]  # of a layer, or of a space of features
+ImageSide = Annotated[int, Field(ge=16, le=4096)]  # in pixels
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]

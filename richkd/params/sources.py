@@ -8,6 +8,7 @@ from richkd.params.kinds import (
     Batch,
     Decay,
     Deviations,
+    ImageSide,
     Layers,
     ListOf,
     Means,
@@ -40,9 +41,17 @@ class CheckpointTeacher:
     arch: str
     path: Text
     sha256: Sha256  # of the file, since DVC does not see it change
-    mean: Means  # of its input
-    std: Deviations
     min_accuracy: Share
+    # Of its input. None for both: timm's own configuration of a network of timm says how images are
+    # cut and normalised.
+    mean: Means | None = None
+    std: Deviations | None = None
+    img_size: ImageSide | None = None  # as that of a student
+
+    @property
+    def as_published(self) -> bool:
+        """Whether timm says how images are prepared."""
+        return self.mean is None
 
 
 @section

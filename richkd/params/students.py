@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from richkd.params.kinds import (
     Decay,
     Epochs,
+    ImageSide,
     ListOf,
     Rate,
     Seed,
@@ -38,6 +39,8 @@ class Training:
     milestones: tuple[Epochs, ...]  # epochs at which `step` multiplies the rate by 0.1
     momentum: Share
     weight_decay: Decay
+    # The side of the images for which a network of timm is made; None: timm's own.
+    img_size: ImageSide | None = None
 
 
 @section

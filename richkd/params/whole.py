@@ -40,6 +40,7 @@ from richkd.params.kinds import Batch, Name, Share, Text, section
 from richkd.params.reading import read_yaml
 from richkd.params.sources import (
     Cache,
+    CheckpointTeacher,
     Clip,
     Fusion,
     MdistillerTeacher,
@@ -113,13 +114,15 @@ def _check_networks(params: Params) -> None:
 
     Our own networks take all images of 16 x 16 pixels and more.
     """
-    pixels = side(params.dataset, params.views)
+    _check_normalisation(params.teacher)
     for key, network in (("teacher", params.teacher), ("student", params.student)):
         name = _architecture(network)
+        img_size = getattr(network, "img_size", None)
         try:
             models.check_name(name)
-            if name.startswith("torchvision/") and not isinstance(network, TorchvisionTeacher):
-                models.check_side(name, pixels)
+            if ("/" in name or img_size) and not isinstance(network, TorchvisionTeacher):
+                for pixels in _sides(network, params):
+                    models.check_side(name, pixels, img_size)
         except InputError as error:
             raise InputError(f"{key}.arch: {error}") from None
         if isinstance(network, Training) and network.schedule == "step":
@@ -127,6 +130,27 @@ def _check_networks(params: Params) -> None:
                 raise InputError(
                     f"{key}.milestones is {late}: must be below {network.epochs} epochs"
                 )
+
+
+def _check_normalisation(teacher: Teacher) -> None:
+    """Only timm says how its networks normalise images, and cuts images along with that."""
+    if not isinstance(teacher, CheckpointTeacher):
+        return
+    if (teacher.mean is None) != (teacher.std is None):
+        missing = "mean" if teacher.mean is None else "std"
+        raise InputError(f"teacher.{missing} is missing: must stand beside the other of mean, std")
+    if teacher.as_published and not teacher.arch.startswith("timm/"):
+        raise InputError("teacher.mean is missing: only networks of timm/<name> bring their own")
+
+
+def _sides(network: Teacher | Training, params: Params) -> set[int]:
+    """The sides, in pixels, of the square images that the network sees."""
+    pixels = side(params.dataset, params.views)
+    if not isinstance(network, CheckpointTeacher) or not network.as_published:
+        return {pixels}
+    published = models.published_input(network.arch, network.img_size).size
+    own = published if isinstance(params.dataset, Folders) else pixels
+    return {own, pixels} if params.cache.teacher == "online" else {own}
 
 
 def _architecture(network: Teacher | Training) -> str:

@@ -14,7 +14,12 @@ from richkd.base.checkout import locate
 from richkd.base.errors import InputError, one_line
 from richkd.base.files import sha256
 from richkd.data.views import Center, Preprocessing
-from richkd.params import MdistillerTeacher, ReadyMadeTeacher, TorchvisionTeacher
+from richkd.params import (
+    CheckpointTeacher,
+    MdistillerTeacher,
+    ReadyMadeTeacher,
+    TorchvisionTeacher,
+)
 
 # The normalisation of CIFAR-100 in mdistiller and in the papers before it.
 MDISTILLER = Preprocessing((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -24,26 +29,37 @@ class ReadyMade(NamedTuple):
     """A classifier, the preprocessing of its input, and where its weights come from.
 
     preprocessing.center is None where nothing says how files are cut for the classifier. data maps
-    the source of the weights to their hash or version.
+    the source of the weights to their hash or version. img_size is that of `models.create`.
     """
 
     arch: str
     model: nn.Module
     preprocessing: Preprocessing
     data: dict[str, str]
+    img_size: int | None = None
 
 
 def obtain(p: ReadyMadeTeacher, num_classes: int) -> ReadyMade:
     """The teacher that the params name. InputError if its weights cannot be had or do not fit."""
     if isinstance(p, TorchvisionTeacher):
         return _torchvision(p, num_classes)
-    model = models.create(p.arch, num_classes)
     if isinstance(p, MdistillerTeacher):
+        model = models.create(p.arch, num_classes)
         return ReadyMade(p.arch, model, MDISTILLER, _load_mdistiller(p, model))
+    model = models.create(p.arch, num_classes, p.img_size)
     path = locate(p.path)
     download.verify(path, f"sha256:{p.sha256}", "teacher.path")
     weights.load_into(model, path)
-    return ReadyMade(p.arch, model, Preprocessing(p.mean, p.std), {p.path: p.sha256})
+    return ReadyMade(p.arch, model, _preprocessing(p), {p.path: p.sha256}, p.img_size)
+
+
+def _preprocessing(p: CheckpointTeacher) -> Preprocessing:
+    """What params.yaml says, or else timm."""
+    if p.mean and p.std:
+        return Preprocessing(p.mean, p.std)
+    timm = models.published_input(p.arch, p.img_size)
+    center = Center(timm.resize, timm.size, timm.interpolation, timm.resize_mode)
+    return Preprocessing(timm.mean, timm.std, center)
 
 
 def _load_mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:

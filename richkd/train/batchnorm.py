@@ -18,11 +18,16 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if distributed.processes() == 1:
         return model
+    from timm.layers import BatchNormAct2d, convert_sync_batchnorm  # takes seconds to import
+
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # torch's own function would lose the activation in timm's BatchNormAct2d.
+        return convert_sync_batchnorm(model)
     for module in model.modules():  # torch's takes no tensors of a CPU
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = SynchronisedBatchNorm
+        elif type(module) is BatchNormAct2d:
+            module.__class__ = SynchronisedBatchNormAct  # type: ignore[assignment]
     return model
 
 
@@ -96,6 +101,17 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         return _Normalise.apply(x, self.weight, self.bias, mean, var, self.eps, count)
+
+
+class SynchronisedBatchNormAct(SynchronisedBatchNorm):
+    """timm's BatchNormAct2d: dropout and an activation follow."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.act(self.drop(super().forward(x)))
+        return output
 
 
 class _Normalise(torch.autograd.Function):

@@ -13,6 +13,7 @@ import importlib.util
 import math
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -119,6 +120,10 @@ class Run:
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
         self.seen: Counter[int] = Counter()
         self.draw = torch.Generator(self.device)
+        # torch's own generator, from which layers draw.
+        self.layers_draw = torch.default_generator
+        if cuda:
+            self.layers_draw = torch.cuda.default_generators[torch.cuda.current_device()]
 
         self.forward: Callable[[Tensor], ModelOutput] = self.model
         if objective.needs_maps:
@@ -195,11 +200,12 @@ class Run:
             self.images.begin_epoch(batches)
             if self.teacher:
                 self.teacher.begin_epoch(batches)
-            for ids, view_ids in batches:
+            for number, (ids, view_ids) in enumerate(batches):
                 self.images.next_batch()
                 if self.teacher:
                     self.teacher.next_batch()
                 self._send_rate()
+                self._seed_layers(epoch * self.steps + number)
                 self._launch(ids, view_ids)
                 self.scheduler.step()
                 progress.update()
@@ -259,6 +265,14 @@ class Run:
         if self.rate is not None and rate != self.sent:
             self.rate.fill_(rate)
             self.sent = rate
+
+    def _seed_layers(self, step: int) -> None:
+        """Let what layers draw in a step, as dropout does, follow from the seed and the step alone.
+
+        Runs side by side draw from the same generator of torch, so it is set for every step.
+        """
+        text = f"{self.seed} {step} {distributed.rank()}"
+        self.layers_draw.manual_seed(zlib.crc32(text.encode()))
 
     def _launch(self, ids: Tensor, view_ids: Tensor) -> None:
         """A step, as it is or as the graph of its length."""

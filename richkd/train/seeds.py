@@ -133,7 +133,7 @@ def _prepare(
 ) -> Run:
     """The run of one seed, at its start or where its checkpoint left it."""
     torch.manual_seed(seed)
-    model = models.create(job.training.arch, data.num_classes)
+    model = models.create(job.training.arch, data.num_classes, job.training.img_size)
     model.to(data.device).to(memory_format=torch.channels_last)
     images = data.train.reader()
     own = teacher and teacher.reader(images)
@@ -161,6 +161,7 @@ def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
         num_classes=data.num_classes,
         classes=data.classes,
         image_size=data.validation[0].shape[-1],
+        img_size=job.training.img_size,
         params=to_dict(job.params),
         seed=run.seed,
         saved_together=[f"seed{seed}" for seed in job.seeds],

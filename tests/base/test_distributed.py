@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import multiprocessing, nn
 from toys import crd, kd, recipe
 
@@ -94,6 +95,7 @@ def ends(shared):
 LAYERS = {
     "images": (nn.BatchNorm2d, (16, 6, 4, 4), torch.float32),
     "bf16": (nn.BatchNorm2d, (16, 6, 4, 4), torch.bfloat16),
+    "activated": (BatchNormAct2d, (16, 6, 4, 4), torch.float32),
     "rows": (nn.BatchNorm1d, (16, 6), torch.float32),
     "sequences": (nn.BatchNorm1d, (16, 6, 5), torch.float32),
 }
@@ -196,6 +198,10 @@ def test_on_cuda_batchnorm_is_torchs(monkeypatch):
     assert synchronised(model, device) is model and type(model.bn1) is nn.SyncBatchNorm
     assert all(new is old for new, old in zip(model.parameters(), held, strict=True))
     assert list(model.state_dict()) == list(state)
+    activated = nn.Sequential(BatchNormAct2d(3))
+    act = activated[0].act
+    changed = synchronised(activated, device)[0]
+    assert isinstance(changed, nn.SyncBatchNorm) and changed.act is act
 
 
 def test_both_processes_hold_the_same_banks_and_weights(ranks):

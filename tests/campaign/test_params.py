@@ -237,7 +237,12 @@ CHOICES: dict[tuple[Any, ...], list[Any]] = {
     ("clip", "training", "captions", 0): ["{:d}", "{!z}", "{:{}}", "{:x>3000000000}", "{:9}"],
     ("cache", "top_k"): [1, 5, 6, 10**9],
     ("cache", "teacher"): ["center", "online"],
-    ("student", "arch"): ["torchvision/alexnet", "torchvision/vit_b_16", "MobileNetV2", "vgg8"],
+    ("student", "arch"): [
+        "torchvision/alexnet",
+        "timm/vit_tiny_patch16_224",
+        "MobileNetV2",
+        "vgg8",
+    ],
     ("teacher", "arch"): ["torchvision/alexnet", "ShuffleV1", "torchvision/inception_v3"],
     ("student", "schedule"): ["step"],
 }

@@ -77,6 +77,10 @@ def test_from_files_to_report(alone: Path) -> None:
     page = (alone / "report/index.html").read_text()
     assert "imagenet_v2" in page and "imagenet_a was not run: nothing is at" in page
     assert "published ImageNet-C" in page and "n01440764_4.JPEG" in page
+    teacher = json.loads((alone / "models/teacher/seed0.json").read_text())
+    assert teacher["arch"] == "timm/test_resnet" and teacher["mean"] == [0.5] * 3
+    cut = {"resize": 168, "size": 160, "interpolation": "bilinear"}  # timm's, not the params'
+    assert teacher["center"] == cut | {"resize_mode": "shortest", "fill": 0}
     tables = {path.name for path in (alone / "cache/teacher").iterdir()}
     assert tables == {"cache.json", "validation.npy"}  # an online teacher has no table
 

@@ -162,7 +162,7 @@ def test_every_name_builds_the_same_weights_from_the_same_seed(name):
 
 
 def test_unknown_names_are_refused_with_what_is_allowed():
-    allowed = ", ".join([*models.names(), "torchvision/<name>"])
+    allowed = ", ".join([*models.names(), "torchvision/<name>", "timm/<name>"])
     for call in (models.check_name, lambda name: models.create(name, 10)):
         with pytest.raises(InputError) as refused:
             call("resnet9")

@@ -460,6 +460,72 @@ def test_torchvision_s_models_may_be_student_and_teacher(file):
     assert (loaded.teacher.arch, loaded.student.arch) == tuple(names.values())
 
 
+TIMM = {
+    "source": "checkpoint",
+    "arch": "timm/test_resnet",
+    "path": "x.pt",
+    "sha256": "0" * 64,
+    "min_accuracy": 0.0,
+}
+NETWORKS_OF_TIMM = {
+    "unknown": (
+        {"student.arch": "timm/resnet19"},
+        ": student.arch: model 'timm/resnet19' is unknown: timm has resnet18, ",
+    ),
+    "tag": (
+        {"teacher": TIMM | {"arch": "timm/test_resnet.r9"}},
+        ": teacher.arch: model 'timm/test_resnet.r9' is unknown: the tags of test_resnet are r160_",
+    ),
+    "images of one size": (
+        {"student.arch": "timm/vit_tiny_patch16_224"},
+        ": student.arch: model 'timm/vit_tiny_patch16_224' does not take images of 16 x 16 pixels",
+    ),
+    "made for another size": (
+        {"student.arch": "timm/vit_tiny_patch16_224", "student.img_size": 32},
+        ": student.arch: model 'timm/vit_tiny_patch16_224' does not take images of 16 x 16 pixels",
+    ),
+    "size of a network without one": (
+        {"student.img_size": 32},
+        ": student.arch: model 'resnet8' has no img_size: only some networks of timm have one",
+    ),
+    "size that is none": ({"student.img_size": 0}, ": student.img_size is 0: "),
+    "normalisation of another network": (
+        {"teacher": TIMM | {"arch": "resnet8"}},
+        ": teacher.mean is missing: only networks of timm/<name> bring their own",
+    ),
+    "half a normalisation": (
+        {"teacher": TIMM | {"std": [0.5, 0.5, 0.5]}},
+        ": teacher.mean is missing: must stand beside the other of mean, std",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS_OF_TIMM)
+def test_refuses_of_timm(file, name):
+    changes, start = NETWORKS_OF_TIMM[name]
+    file.write(changes)
+    assert file.refusal().startswith(start)
+
+
+def test_timms_networks_may_be_student_and_teacher(file):
+    student = {"student.arch": "timm/vit_tiny_patch16_224", "student.img_size": 16}
+    file.write({"teacher": TIMM} | student)
+    loaded = file.load("teacher", "student")
+    assert loaded.teacher.as_published and loaded.student.img_size == 16
+    recorded = params.to_dict(loaded)
+    assert recorded["teacher"] == TIMM and recorded["student"]["img_size"] == 16
+
+
+def test_a_teacher_of_timm_sees_images_of_its_own_size_and_online_those_of_the_student(file):
+    of_one_size = TIMM | {"arch": "timm/vit_tiny_patch16_384"}
+    file.write({"teacher": of_one_size, "cache.teacher": "center"}, preset="imagenet-r34-r18")
+    file.load()
+    file.write({"teacher": of_one_size, "cache.teacher": "online"}, preset="imagenet-r34-r18")
+    assert file.refusal().startswith(
+        ": teacher.arch: model 'timm/vit_tiny_patch16_384' does not take images of 224 x 224 pix"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "changes"),
     [

@@ -43,15 +43,9 @@ def same(found, expected):
 
 
 def checkpoint(path, arch="resnet8", **more):
-    p = CheckpointTeacher(
-        source="checkpoint",
-        arch=arch,
-        path=str(path),
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.3, 0.4),
-        sha256=more.get("sha256") or sha256(path),
-        min_accuracy=0.0,
-    )
+    more = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "sha256": None} | more
+    more["sha256"] = more["sha256"] or sha256(path)
+    p = CheckpointTeacher(source="checkpoint", arch=arch, path=str(path), min_accuracy=0.0, **more)
     return teachers.obtain(p, 4)
 
 
@@ -68,6 +62,21 @@ def test_every_kind_of_file_is_read(model, tmp_path):
         same(found, model)
         assert found.arch == "resnet8" and found.data == {str(path): sha256(path)}
         assert found.preprocessing == Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def test_a_network_of_timm_is_prepared_as_timm_says_unless_the_params_do(tmp_path):
+    name = "timm/test_vit.r160_in1k"
+    model = models.create(name, 4, 32)
+    torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
+    found = checkpoint(tmp_path / "x.pth", name, img_size=32, mean=None, std=None)
+    same(found, model)
+    assert (found.arch, found.img_size) == (name, 32)
+    half = (0.5, 0.5, 0.5)
+    assert found.preprocessing == Preprocessing(half, half, Center(33, 32, "bicubic"))
+    found = checkpoint(tmp_path / "x.pth", name, img_size=32)
+    assert found.preprocessing == Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    with pytest.raises(InputError, match="pos_embed is .1, 5, 64. there, .1, 101, 64. here"):
+        checkpoint(tmp_path / "x.pth", name)
 
 
 def test_a_mismatch_names_the_first_wrong_parameter_and_both_shapes(model, tmp_path):

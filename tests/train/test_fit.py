@@ -225,6 +225,19 @@ def test_bf16_trains_and_keeps_losses_and_weights_in_32_bits(here, data):
 OBJECTIVES = {"ce": lambda data: Objective(), "LF": fused_objective}
 
 
+class Dropping(nn.Module):
+    """A network whose steps are random: half of its features are left out."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.hidden, self.drop, self.last = nn.Linear(192, 16), nn.Dropout(0.5), nn.Linear(16, 4)
+
+    def forward(self, images):
+        features = self.drop(self.hidden(images.flatten(1)).relu())
+        return ModelOutput(self.last(features), features)
+
+
 @pytest.mark.parametrize("schedule", ["step", "onecycle"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 # Three batches an epoch, then the validation: killed at once, as epoch 2 is validated, amid 4.
@@ -247,6 +260,20 @@ def test_a_killed_run_ends_bit_for_bit_where_the_unbroken_does(
     assert run(resumed, again, data, how) == history
     assert same(resumed.state_dict(), model.state_dict())
     assert same(again.state_dict(), objective.state_dict())
+
+
+@pytest.mark.parametrize("calls", [0, 7, 13])
+def test_what_layers_draw_follows_from_the_seed_and_the_step(here, data, killed_after, calls):
+    model = Dropping()
+    history = run(model, Objective(), data, checkpoint=("unbroken", "key"))
+    killed = Dropping()
+    with killed_after(killed, calls):
+        run(killed, Objective(), data)
+    torch.rand(5)  # others may draw from the same generator
+    resumed = Dropping()
+    assert run(resumed, Objective(), data) == history
+    assert same(resumed.state_dict(), model.state_dict())
+    assert run(Dropping(), Objective(), data, seed=1, checkpoint=("other", "key")) != history
 
 
 def test_a_finished_run_is_not_trained_again(here, data):
@@ -351,7 +378,8 @@ def test_runs_side_by_side_end_bit_for_bit_where_each_alone_does(here, data):
             assert same(getattr(beside, name).state_dict(), getattr(alone, name).state_dict())
 
 
-def test_runs_side_by_side_go_on_from_epochs_of_their_own(here, data, killed_after):
+@pytest.mark.parametrize("network", [network, Dropping])
+def test_runs_side_by_side_go_on_from_epochs_of_their_own(here, data, killed_after, network):
     ends = {}
     for killed in (False, True):
         made = [network(seed) for seed in (0, 1)]
