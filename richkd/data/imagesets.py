@@ -19,9 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from richkd import params
@@ -30,6 +27,8 @@ from richkd.data.dataset import Manifest, Split, open_image, picture, printable,
 from richkd.data.resident import ResidentSet, normalise, to_input
 from richkd.data.views import Center, Preprocessing, RandomResizedCrop, Views
 
+# Torchvision is imported where it is used: the import takes as long as torch's own, and images in
+# arrays do without.
 AHEAD = 4  # batches that are read while the device works on the one before
 AT_ONCE = 32  # files that a GPU decodes together; it holds them in full size
 
@@ -51,6 +50,8 @@ def decode(path: Path | str) -> Tensor:
 
     Raises InputError for a file that is damaged, too large or of another format.
     """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     content = read_bytes(path)
     if content[:2].tolist() != [0xFF, 0xD8]:
         # PIL decodes all but JPEGs: a broken PNG makes torchvision 0.29 end the process.
@@ -67,6 +68,9 @@ def cut_center(image: Tensor, center: Center) -> Tensor:
 
     As torchvision's presets and open_clip's transforms for inference cut an image.
     """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as TF
+
     way, sides = InterpolationMode(center.interpolation), [center.resize]
     height, width = image.shape[-2:]
     if center.resize_mode == "squash":
@@ -85,6 +89,8 @@ def cut_center(image: Tensor, center: Center) -> Tensor:
 
 def cut(image: Tensor, views: RandomResizedCrop, view_id: int, number: int) -> Tensor:
     """A view of image number `number`: uint8 (3, H, W) to (3, size, size)."""
+    from torchvision.transforms.v2 import functional as TF
+
     top, left, height, width, mirrored = views.box(view_id, number, image.shape[2], image.shape[1])
     part = image[:, top : top + height, left : left + width]
     part = TF.resize(part, [views.size] * 2, antialias=True)
@@ -214,6 +220,8 @@ class FileSet:
         self, batch: list[tuple[int, int]], slots: Sequence[int], contents: Sequence[Tensor]
     ) -> list[Tensor]:
         """The images of `slots`, cut; decoded by the GPU, or by threads where it cannot."""
+        from torchvision.io import ImageReadMode, decode_jpeg
+
         try:
             images = decode_jpeg(list(contents), ImageReadMode.RGB, self.device)
             return [self._cut(image, *batch[slot]) for slot, image in zip(slots, images)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 import trees
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
@@ -330,14 +331,14 @@ def test_each_run_has_a_stream_of_its_own(on_a_gpu):
 def test_what_the_gpu_cannot_decode_is_decoded_by_threads_and_counted_once(
     on_a_gpu, manifest, monkeypatch, capsys
 ):
-    decoder = imagesets.decode_jpeg
+    decoder = torchvision.io.decode_jpeg
 
     def cpu_alone(content, *options, **more):
         if isinstance(content, list):
             raise RuntimeError("no nvJPEG")
         return decoder(content, *options, **more)
 
-    monkeypatch.setattr(imagesets, "decode_jpeg", cpu_alone)
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", cpu_alone)
     for view_id in (5, 6):
         assert same(epoch(on_a_gpu, pairs(view_id)), plain(manifest, pairs(view_id)))
     said = capsys.readouterr()
@@ -348,7 +349,7 @@ def test_a_gpu_without_memory_is_no_broken_file(on_a_gpu, manifest, monkeypatch)
     def decoder(content, mode, *device, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(imagesets, "decode_jpeg", decoder)
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", decoder)
     with pytest.raises(torch.OutOfMemoryError):
         epoch(on_a_gpu, pairs(5))
 
