@@ -69,6 +69,8 @@ class TrainingData:
 
     def __init__(self, views: Views, runtime: Runtime):
         self.device = engine.pick_device(runtime.device, runtime.deterministic)
+        # Convolutions have it anyway: torch's own default for them.
+        torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
         self.runtime = runtime
         info = load_info("data/info.json")
         self.num_classes = len(info.classes)
@@ -139,17 +141,19 @@ class Curves:
 
     def __init__(self, name: str, write: Writer):
         self.name, self.write = name, write
-        self.histories: dict[int, list[dict[str, float]]] = {}  # by seed
+        self.rows: dict[int, list[dict[str, float]]] = {}  # by seed
         self.written, self.lock = time.monotonic(), threading.Lock()
 
     def follow(self, run: Run) -> None:
         """Write the curves anew after each epoch of this run too."""
-        self.histories[run.seed] = run.history
-        run.after_epoch = self.show
+        self.rows[run.seed] = list(run.history)  # of a run that goes on
+        run.after_epoch = lambda: self.show(run)
 
-    def show(self) -> None:
-        """Write the curves, unless that was done within the last `SHOWN` seconds."""
+    def show(self, run: Run) -> None:
+        """Note the run's rows; write those of all seeds, unless that was done a moment ago."""
         with self.lock:  # runs side by side may be in threads
+            # A copy: a row is changed until its epoch is over.
+            self.rows[run.seed] = list(run.history)
             if time.monotonic() - self.written >= SHOWN:
                 self.write(self.name, self.table(), None)
                 self.written = time.monotonic()
@@ -157,7 +161,7 @@ class Curves:
     def table(self) -> pd.DataFrame:
         """A row for each seed and epoch."""
         return pd.concat(
-            [pd.DataFrame(rows).assign(seed=seed) for seed, rows in self.histories.items() if rows]
+            [pd.DataFrame(rows).assign(seed=seed) for seed, rows in self.rows.items() if rows]
         )
 
 
