@@ -33,8 +33,7 @@ class Model:
     def logits(self, images: Pixels | Centers) -> np.ndarray:
         """float32 (seeds, N, C), finite."""
         with engine.out_of_memory("evaluate.batch_size"):
-            results = [engine.predict_logits(x, images, *self.how) for x in self.networks]
-        logits = torch.stack(results).cpu().numpy()
+            logits = engine.predict_side_by_side(self.networks, images, *self.how).cpu().numpy()
         self.clipped += limit(logits)
         return logits
 

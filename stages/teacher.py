@@ -36,7 +36,7 @@ def main() -> None:
     if not isinstance(settings.teacher, params.TrainedTeacher):
         use_ready_made(settings.teacher, Center.of(settings.views), recorded)
         write_training(
-            "teacher", {"seed0": validated(device, settings.runtime.precision)}, pd.DataFrame()
+            "teacher", pd.DataFrame(), {"seed0": validated(device, settings.runtime.precision)}
         )
     tested = accuracy("test", device, settings.runtime.precision)
     write_json("metrics/teacher.json", {"test_accuracy": tested})

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,9 @@ from richkd.base.kept import FOLDER
 
 DIGEST = 64  # bytes at the end of a checkpoint: the SHA-256 of all before, in hexadecimal digits
 PIECE = 2**20  # bytes hashed at once
+# Between two checkpoints of a run. A GPU is idle while one is written: for each epoch that would be
+# half a minute of a run of two minutes.
+SECONDS = 20.0
 
 
 def key(params: Any, inputs: Iterable[Path | str]) -> str:
@@ -39,6 +43,7 @@ class Checkpoint:
 
     def __init__(self, name: str, key: str) -> None:
         self.path, self.key = FOLDER / f"{name}.pt", key
+        self.saved: float | None = None  # when this process last did
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The saved state; None if there is no checkpoint of this experiment, or a damaged one."""
@@ -53,6 +58,10 @@ class Checkpoint:
         tqdm.write(f"going on from {self.path}")
         return state
 
+    def due(self) -> bool:
+        """Whether this process has not saved anything yet, or not for `SECONDS`."""
+        return self.saved is None or time.monotonic() - self.saved >= SECONDS
+
     def save(self, **state: Any) -> None:
         """Write the state; an older one of the same name is replaced."""
         with replacing(self.path) as part, open(part, "wb") as file:
@@ -64,6 +73,7 @@ class Checkpoint:
                 cause = error.__context__
                 raise cause if isinstance(cause, OSError) else error from None
             file.write(hashing.hash.hexdigest().encode())
+        self.saved = time.monotonic()
 
 
 class _Hashing:

@@ -21,8 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from richkd import params
@@ -32,6 +30,8 @@ from richkd.data.pictures import open_image, orientation, picture, printable, un
 from richkd.data.resident import ResidentSet, normalise, to_input
 from richkd.data.views import Center, Preprocessing, RandomResizedCrop, Views
 
+# Torchvision is imported where it is used: the import takes as long as torch's own, and images in
+# arrays do without.
 AHEAD = 4  # batches that are read while the device works on the one before
 AT_ONCE = 32  # files that a GPU decodes together; it holds them in full size
 
@@ -87,6 +87,9 @@ def cut_center(image: Tensor, center: Center) -> Tensor:
 
     As torchvision's presets and open_clip's transforms for inference cut an image.
     """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as TF
+
     way, sides = InterpolationMode(center.interpolation), [center.resize]
     height, width = image.shape[-2:]
     if center.resize_mode == "squash":
@@ -105,6 +108,8 @@ def cut_center(image: Tensor, center: Center) -> Tensor:
 
 def cut(image: Tensor, views: RandomResizedCrop, view_id: int, number: int) -> Tensor:
     """A view of image number `number`: uint8 (3, H, W) to (3, size, size)."""
+    from torchvision.transforms.v2 import functional as TF
+
     top, left, height, width, mirrored = views.box(view_id, number, image.shape[2], image.shape[1])
     part = image[:, top : top + height, left : left + width]
     part = TF.resize(part, [views.size] * 2, antialias=True)

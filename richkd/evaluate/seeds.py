@@ -21,9 +21,9 @@ Figures = Annotated[dict[str, FiniteFloat], AfterValidator(_has_mean)]
 Metrics = dict[str, Figures]
 
 
-# The columns of `metrics/curves/<name>.csv`, beside one for each loss term. Not every epoch has a
-# validation accuracy.
-CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
+# The columns of `metrics/curves/<name>.csv`, beside one for each loss term. Not every epoch has
+# accuracies on the validation and the test images.
+CURVES = {"epoch": int, "validation_accuracy": float, "test_accuracy": float, "seed": int}
 
 
 def loss_terms(curves: pd.DataFrame) -> list[str]:
@@ -50,16 +50,18 @@ def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str,
 
 
 def write_training(
-    name: str, results: Mapping[str, Mapping[str, float]], curves: pd.DataFrame
+    name: str, curves: pd.DataFrame, results: Mapping[str, Mapping[str, float]] | None
 ) -> None:
-    """Write `metrics/train/<name>.json`, the results by seed, and `metrics/curves/<name>.csv`.
+    """Write `metrics/curves/<name>.csv` and, with results by seed, `metrics/train/<name>.json`.
 
     `curves` has a row for each seed and epoch. Columns that the plots need and `curves` lacks are
-    written empty.
+    written empty. Without results the training goes on.
     """
-    columns = dict.fromkeys([*curves, "epoch", "validation_accuracy", "seed"])
+    columns = dict.fromkeys([*curves, *CURVES])
     with replacing(f"metrics/curves/{name}.csv") as part:
         curves.reindex(columns=list(columns)).to_csv(part, index=False)
+    if results is None:
+        return
     write_json(f"metrics/train/{name}.json", summarize(results))
     print(f"metrics/train/{name}.json, metrics/curves/{name}.csv")
 

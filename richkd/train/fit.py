@@ -13,9 +13,11 @@ import importlib.util
 import math
 import os
 import shutil
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -44,11 +46,12 @@ WARM_UP = 3  # steps of a length before its graph is captured: cuDNN picks kerne
 
 
 class Sources(NamedTuple):
-    """What batches are made from: training images, validation images with labels, the teacher."""
+    """What batches are made from, and what the model is measured on, images with their labels."""
 
     images: ResidentSet | FileSet
     validation: tuple[Images, Tensor]
     teacher: Teacher | None = None
+    test: tuple[Images, Tensor] | None = None  # nothing is chosen by it
 
 
 class Plan(NamedTuple):
@@ -65,8 +68,11 @@ class Run:
 
     `objective(output, batch)` returns the loss terms by name, `loss` first, as
     `richkd.train.objective.Objective` does. `history` has a row an epoch: the mean of each loss
-    term, the training accuracy and, ten times a run, the accuracy on the validation images if there
-    are any.
+    term, the training accuracy and, ten times a run, the accuracies on the validation and the test
+    images if there are any. `after_epoch` is called when a row is there.
+
+    The checkpoint is written after the first epoch, after the last, and between them where
+    `Checkpoint.due` says so: a killed run loses at most that time and an epoch.
 
     What is random in an epoch follows from the seed and the epoch's number alone, so a run that
     goes on from its checkpoint ends, on a CPU, bit for bit where the unbroken one does. The model
@@ -90,7 +96,8 @@ class Run:
         title: str,
     ):
         """InputError where the batch does not divide among the processes, or graphs cannot be."""
-        self.images, self.validation, self.teacher = sources
+        self.images, self.validation, self.teacher, self.test = sources
+        self.after_epoch: Callable[[], None] = lambda: None
         self.training, self.runtime, self.seed, self.lower = plan
         self.device = self.images.device
         self.model = synchronised(model, self.device)
@@ -311,18 +318,29 @@ class Run:
         self._refuse(divergence(self.model, row["loss"]))
         if distributed.rank() > 0:
             return
-        due = (epoch + 1) % max(1, epochs // VALIDATIONS) == 0 or epoch + 1 == epochs
+        last = epoch + 1 == epochs
+        if last or (epoch + 1) % max(1, epochs // VALIDATIONS) == 0:
+            row |= self._measure()
+            if "validation_accuracy" in row:
+                progress.set_postfix(validation_accuracy=f"{row['validation_accuracy']:.3f}")
+        if last or self.checkpoint.due():
+            states = {name: part.state_dict() for name, part in self._state().items()}
+            self.checkpoint.save(history=self.history, **states)
+        self.after_epoch()
+
+    def _measure(self) -> dict[str, float]:
+        """The accuracies on the validation and the test images, where there are any."""
         images, labels = self.validation
-        if due:
-            # Finite weights can be so large that the logits are not finite.
-            probed = images if len(labels) else _any_image(images)
-            logits, _ = predict(self.model, probed, 100, self.runtime.precision)
-            self._refuse(None if logits.isfinite().all() else "the logits are not finite")
-        if due and len(labels):
-            row["validation_accuracy"] = accuracy(logits, labels)
-            progress.set_postfix(validation_accuracy=f"{row['validation_accuracy']:.3f}")
-        states = {name: part.state_dict() for name, part in self._state().items()}
-        self.checkpoint.save(history=self.history, **states)
+        # Finite weights can be so large that the logits are not finite.
+        probed = images if len(labels) else _any_image(images)
+        logits, _ = predict(self.model, probed, 100, self.runtime.precision)
+        self._refuse(None if logits.isfinite().all() else "the logits are not finite")
+        found = {"validation_accuracy": accuracy(logits, labels)} if len(labels) else {}
+        if self.test:
+            images, labels = self.test
+            logits, _ = predict(self.model, images, 100, self.runtime.precision)
+            found["test_accuracy"] = accuracy(logits, labels)
+        return found
 
     def _refuse(self, wrong: str | None) -> None:
         """InputError if something is wrong after the last epoch of the history."""
@@ -332,12 +350,16 @@ class Run:
             )
 
 
-def fit(runs: Sequence[Run]) -> None:
+def fit(runs: Sequence[Run], threads: int | None = None) -> None:
     """Train all to their ends, a step of each in turn; on a GPU each has a stream of its own.
 
-    Where a small student leaves a GPU idle, several take little longer than one. Raises InputError
-    for a loss that is not finite.
+    Where a small student leaves a GPU idle, several take little longer than one. With `threads`,
+    on a CPU, the runs do not take turns: each has a thread of Python, and so many threads within
+    torch's operations. Raises InputError for a loss that is not finite.
     """
+    if threads:
+        _fit_in_threads(runs, threads)
+        return
     ahead = [(run, run.train()) for run in runs]
     while ahead:
         for turn in list(ahead):
@@ -345,6 +367,28 @@ def fit(runs: Sequence[Run]) -> None:
             with torch.cuda.stream(run.stream):  # None on a CPU, and without effect
                 if next(steps, ahead) is ahead:  # no step is left
                     ahead.remove(turn)
+
+
+def _fit_in_threads(runs: Sequence[Run], threads: int) -> None:
+    """`fit` with a thread of Python for each run. The first error ends all of them."""
+    failed = threading.Event()
+
+    def train(run: Run) -> None:
+        torch.set_num_threads(threads)  # of this thread alone, but for MKL, hence `before`
+        try:
+            for _ in run.train():
+                if failed.is_set():
+                    return
+        except BaseException:
+            failed.set()
+            raise
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(len(runs)) as pool:
+            list(pool.map(train, runs))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _any_image(like: Images) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +19,7 @@ from richkd.base.files import sha256
 from richkd.classifiers import Loaded, save_classifier
 from richkd.data import imagesets
 from richkd.data.dataset import load_info, load_split
+from richkd.data.resident import ResidentSet
 from richkd.data.views import Center, Preprocessing
 from richkd.params import Runtime, Training, Views, to_dict
 from richkd.train.fit import Plan, Run, Sources, fit
@@ -29,10 +32,12 @@ LOWER = (
     "batch_size, runtime.seeds_at_once or the num_negatives of crd, or set its negatives to shared"
 )
 DATA = ("data/train.safetensors", "data/validation.safetensors", "data/info.json")
+TEST = "data/test.safetensors"
+SHOWN = 1.0  # seconds between two writes of the curves while seeds train
 
-# `{"seed0": {metric: value}}` and a row for each seed and epoch.
+# A row for each seed and epoch, and `{"seed0": {metric: value}}` once all seeds are trained.
 Results = Mapping[str, Mapping[str, float]]
-Writer = Callable[[str, Results, pd.DataFrame], None]
+Writer = Callable[[str, pd.DataFrame, Results | None], None]
 MakeObjective = Callable[[nn.Module, "Teacher"], Objective]
 
 
@@ -60,23 +65,25 @@ class Job(NamedTuple):
 
 
 class TrainingData:
-    """The training and validation images, for the device."""
+    """The training, validation and test images, for the device."""
 
     def __init__(self, views: Views, runtime: Runtime):
         self.device = engine.pick_device(runtime.device, runtime.deterministic)
+        # Convolutions have it anyway: torch's own default for them.
+        torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
         self.runtime = runtime
         info = load_info("data/info.json")
         self.classes, self.num_classes = info.classes, len(info.classes)
         self.preprocessing = Preprocessing(info.mean, info.std, Center.of(views))
-        train, validation = (
-            load_split(f"data/{name}.safetensors", self.num_classes)
-            for name in ("train", "validation")
-        )
+        train = load_split(DATA[0], self.num_classes)
         self.train = imagesets.for_training(train, self.preprocessing, views, self.device)
-        self.validation = (
-            imagesets.for_inference(validation, self.preprocessing, self.device),
-            torch.from_numpy(validation.labels).to(self.device),
-        )
+        self.validation, self.test = self._labelled(DATA[1]), self._labelled(TEST)
+
+    def _labelled(self, path: str) -> tuple[engine.Images, torch.Tensor]:
+        """The images of a split and their labels, int64 (N,)."""
+        split = load_split(path, self.num_classes)
+        images = imagesets.for_inference(split, self.preprocessing, self.device)
+        return images, torch.from_numpy(split.labels).to(self.device)
 
 
 def train_seeds(
@@ -90,37 +97,87 @@ def train_seeds(
 
     With a teacher, `make_objective(model, teacher)` makes the objective of one seed, and the
     teacher that it gets is the run's own reader; without one the objective is cross entropy.
-    Writes `models/<name>/seed<n>.safetensors` and `.json`. `write(name, results, curves)` writes
-    the metrics, since training knows nothing of evaluation. InputError where memory is too small.
+    Writes `models/<name>/seed<n>.safetensors` and `.json`. `write(name, curves, results)` writes
+    the metrics, since training knows nothing of evaluation; while seeds train, without results.
+    InputError where memory is too small.
     """
-    key = resume.key([job.name, to_dict(job.params)], [*DATA, *job.inputs])
+    key = resume.key([job.name, to_dict(job.params)], [*DATA, TEST, *job.inputs])
     first = distributed.rank() == 0
     folder = Path("models", job.name)
     if first:
         shutil.rmtree(folder, ignore_errors=True)  # no seeds of an earlier run stay
         kept.forget(folder)
     results: dict[str, dict[str, float]] = {}
-    curves: list[pd.DataFrame] = []
     checkpoints: list[resume.Checkpoint] = []
+    curves = Curves(job.name, write)
+    at_once = min(data.runtime.seeds_at_once, len(job.seeds))
+    threads = threads_each(job, data, at_once)
 
     def train_group(seeds: Sequence[int]) -> None:
         """Train these seeds side by side; when it returns, their memory is free."""
         with engine.out_of_memory(LOWER):
             runs = [_prepare(job, data, seed, key, teacher, make_objective) for seed in seeds]
-            fit(runs)
+            for run in runs if first else ():
+                curves.follow(run)
+            fit(runs, threads)
         for run in runs if first else ():
             results[f"seed{run.seed}"] = _keep(job, data, run)
-            curves.append(pd.DataFrame(run.history).assign(seed=run.seed))
             checkpoints.append(run.checkpoint)
 
-    at_once = data.runtime.seeds_at_once
     for start in range(0, len(job.seeds), at_once):
         train_group(job.seeds[start : start + at_once])
     distributed.wait()  # all have read the checkpoints
     if first:
-        write(job.name, results, pd.concat(curves))
+        write(job.name, curves.table(), results)
         kept.keep(folder, [checkpoint.path for checkpoint in checkpoints])
         print(f"{folder}: {len(job.seeds)} × {job.training.arch}")
+
+
+class Curves:
+    """The histories of all seeds so far, written while they train, at most once in `SHOWN` seconds.
+
+    So `dvc plots` shows a run as it goes.
+    """
+
+    def __init__(self, name: str, write: Writer):
+        self.name, self.write = name, write
+        self.rows: dict[int, list[dict[str, float]]] = {}  # by seed
+        self.written, self.lock = time.monotonic(), threading.Lock()
+
+    def follow(self, run: Run) -> None:
+        """Write the curves anew after each epoch of this run too."""
+        self.rows[run.seed] = list(run.history)  # of a run that goes on
+        run.after_epoch = lambda: self.show(run)
+
+    def show(self, run: Run) -> None:
+        """Note the run's rows; write those of all seeds, unless that was done a moment ago."""
+        with self.lock:  # runs side by side may be in threads
+            # A copy: a row is changed until its epoch is over.
+            self.rows[run.seed] = list(run.history)
+            if time.monotonic() - self.written >= SHOWN:
+                self.write(self.name, self.table(), None)
+                self.written = time.monotonic()
+
+    def table(self) -> pd.DataFrame:
+        """A row for each seed and epoch."""
+        return pd.concat(
+            [pd.DataFrame(rows).assign(seed=seed) for seed, rows in self.rows.items() if rows]
+        )
+
+
+def threads_each(job: Job, data: TrainingData, at_once: int) -> int | None:
+    """How many threads each of the runs side by side has; None where they take turns.
+
+    On a CPU, two operations of a small network at a time are faster than one in two threads. Taking
+    turns remains where an order matters: with several processes, which exchange numbers; with
+    images in files, since runs share the reader of the validation images; for networks of other
+    libraries, whose dropout draws from the one generator of the process.
+    """
+    resident = isinstance(data.train, ResidentSet)
+    alone = data.device.type == "cpu" and distributed.processes() == 1
+    if at_once == 1 or not alone or not resident or "/" in job.training.arch:
+        return None
+    return max(1, torch.get_num_threads() // at_once)
 
 
 def _prepare(
@@ -141,7 +198,7 @@ def _prepare(
     return Run(
         model,
         objective.to(data.device),
-        Sources(images, data.validation, own),
+        Sources(images, data.validation, own, data.test),
         Plan(job.training, data.runtime, seed, job.lower),
         resume.Checkpoint(f"{job.name}-seed{seed}", key),
         f"{job.name} seed {seed}",
@@ -149,10 +206,18 @@ def _prepare(
 
 
 def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
-    """Save a trained classifier; its accuracies after the last epoch."""
+    """Save a trained classifier; its accuracies after the last epoch.
+
+    `best_test_top1` is the best of the epochs in which the test images were looked at. It stands
+    beside published figures that are the best epoch's. Nothing is chosen by it.
+    """
     last = run.history[-1]
     names = ["train_accuracy", "validation_accuracy"]
     result = {name: last[name] for name in names if name in last}
+    if "test_accuracy" in last:
+        measured = [row for row in run.history if "test_accuracy" in row]
+        best = max(measured, key=lambda row: row["test_accuracy"])  # the first of equal ones
+        result["best_test_top1"], result["best_test_epoch"] = best["test_accuracy"], best["epoch"]
     save_classifier(
         f"models/{job.name}/seed{run.seed}",
         Loaded(run.model, data.preprocessing),

@@ -146,7 +146,7 @@ IMAGES = Split(np.zeros((100, 8, 8, 3), np.uint8), np.zeros(100, np.int64))
 WRITERS = {
     "json": lambda: write_json("new/x.json", list(range(5_000))),
     "csv": lambda: write_training(
-        "x", {"seed0": {"a": 1.0}}, pd.DataFrame({"epoch": range(5_000), "seed": 0})
+        "x", pd.DataFrame({"epoch": range(5_000), "seed": 0}), {"seed0": {"a": 1.0}}
     ),
     "array": lambda: write_array("new/x.npy", np.zeros(5_000)),
     "weights": lambda: weights.save("new/x", TENSORS, {}),

@@ -44,7 +44,11 @@ def import_all() -> None:
     """Import the whole library and its libraries once, so that children need not."""
     import torch
 
+    from richkd.base import resume
+    from richkd.train import seeds
+
     torch.set_num_threads(1)  # and no thread at the time of a fork
+    resume.SECONDS = seeds.SHOWN = 0.0  # every epoch changes the same files, at any speed
     for module in pkgutil.walk_packages(richkd.__path__, "richkd."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

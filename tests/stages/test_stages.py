@@ -42,7 +42,9 @@ from richkd.data import cifar_c, corrupted
 from richkd.data import folder as folders
 from richkd.data.corruptions import corrupt
 from richkd.data.dataset import CORRUPTED, Info, Split, load_split, save_info, save_split
+from richkd.evaluate.seeds import write_training
 from richkd.teachers.fusion import Recipe
+from richkd.train import seeds
 from richkd.train.seeds import Job, TrainingData, train_seeds
 
 ROOT = Path(__file__).parents[2]
@@ -518,16 +520,53 @@ def test_without_corrupted_images_the_clean_ones_alone_are_looked_at(folder):
 # --- training -----------------------------------------------------------------------------------
 
 
-def test_a_full_device_says_what_to_lower(folder, monkeypatch):
-    student = params.Training(
-        arch="resnet8", epochs=1, batch_size=8, lr=0.1, schedule="onecycle", milestones=(),
-        momentum=0.9, weight_decay=0.0,
-    )  # fmt: skip
-    runtime = params.Runtime(
-        device="cpu", precision="fp32", deterministic=False, step="auto", seeds_at_once=1
-    )
+STUDENT = params.Training(
+    arch="resnet8", epochs=2, batch_size=8, lr=0.1, schedule="onecycle", milestones=(),
+    momentum=0.9, weight_decay=0.0,
+)  # fmt: skip
+
+
+def training_data(**runtime):
+    usual = {"device": "cpu", "precision": "fp32", "deterministic": False, "step": "auto"}
     views = params.PaddedCrops(augmentation="padded_crop", pad=1, flip=False)
-    data = TrainingData(views, runtime)
+    return TrainingData(views, params.Runtime(**usual | {"seeds_at_once": 1} | runtime))
+
+
+def test_tf32_is_for_training(folder):
+    for wanted in (True, False):
+        training_data(tf32=wanted)
+        assert torch.backends.cuda.matmul.allow_tf32 == wanted
+
+
+def test_curves_are_written_while_seeds_train_and_the_best_test_epoch_is_told(folder, monkeypatch):
+    monkeypatch.setattr(seeds, "SHOWN", 0.0)
+    written = []
+
+    def write(name, curves, results):
+        written.append((len(curves), results))
+        if results is None:
+            write_training(name, curves, results)
+            assert len(pd.read_csv("metrics/curves/ce.csv")) == len(curves)
+
+    data = training_data(seeds_at_once=2)
+    job = Job("ce", STUDENT, [0, 1, 2], {}, [])
+    assert seeds.threads_each(job, data, 2) == max(1, torch.get_num_threads() // 2)
+    assert seeds.threads_each(job, data, 1) is None
+    train_seeds(job, data, write)
+    rows = [rows for rows, _ in written]  # two seeds may end an epoch at the same time
+    assert rows == sorted(rows) and rows[-3:] == [5, 6, 6] and len(rows) == 7
+    results = written[-1][1]
+    assert list(results) == ["seed0", "seed1", "seed2"]
+    for found in results.values():
+        assert 0 <= found["best_test_top1"] <= 1 and found["best_test_epoch"] in (1, 2)
+    shutil.rmtree(".resume")
+    train_seeds(job, training_data(), write)
+    if torch.get_num_threads() == 1:  # rounding follows the number of threads
+        assert written[-1][1] == results
+
+
+def test_a_full_device_says_what_to_lower(folder, monkeypatch):
+    data = training_data()
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
@@ -535,7 +574,7 @@ def test_a_full_device_says_what_to_lower(folder, monkeypatch):
     monkeypatch.setattr("richkd.train.seeds.Run", full)
     said = "out of memory: lower batch_size, runtime.seeds_at_once or the num_negatives .* 9 GiB"
     with pytest.raises(InputError, match=said):
-        train_seeds(Job("ce", student, [0], {}, []), data, write=full)
+        train_seeds(Job("ce", STUDENT, [0], {}, []), data, write=full)
 
 
 # --- what a command may name --------------------------------------------------------------------

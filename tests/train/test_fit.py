@@ -36,6 +36,11 @@ RUNTIME = Runtime(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def every_epoch_is_saved(monkeypatch):
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+
+
 def training(**changes):
     return dataclasses.replace(TRAINING, **changes)
 
@@ -347,6 +352,36 @@ def test_a_model_that_the_last_step_broke_is_an_error_and_not_saved(
     assert Checkpoint("run", "key").load(CPU) is None
 
 
+def test_checkpoints_are_seconds_apart(here, data, monkeypatch):
+    saved, clock = [], iter(range(0, 1000, 8))
+    monkeypatch.setattr(resume, "SECONDS", 20.0)
+    monkeypatch.setattr(resume.time, "monotonic", lambda: next(clock))
+    save = Checkpoint.save
+
+    def note(checkpoint, **state):
+        saved.append(len(state["history"]))
+        save(checkpoint, **state)
+
+    monkeypatch.setattr(Checkpoint, "save", note)
+    run(network(), Objective(), data, training(epochs=9))
+    # 8 seconds an epoch: the first, those 24 seconds after another, the last.
+    assert saved == [1, 4, 7, 9]
+
+
+def test_the_accuracy_on_the_test_images_stands_beside_that_on_the_validation_images(here, data):
+    with_test = prepare(network(), Objective(), data, training(epochs=25))
+    images, labels = with_test.validation
+    with_test.test = images, (labels + 1) % 4
+    fit([with_test])
+    measured = [row for row in with_test.history if "test_accuracy" in row]
+    assert measured == [row for row in with_test.history if "validation_accuracy" in row]
+    last = measured[-1]
+    assert last["test_accuracy"] <= 1 - last["validation_accuracy"] < 0.3
+    plain = run(network(), Objective(), data, training(epochs=25), checkpoint=("plain", "key"))
+    assert [row.pop("test_accuracy", None) for row in with_test.history].count(None) == 12
+    assert with_test.history == plain  # the training does not see them
+
+
 def test_without_validation_images_a_sound_model_is_kept(here, data):
     sound = prepare(network(), Objective(), data)
     sound.validation = tuple(part[:0] for part in sound.validation)
@@ -358,7 +393,8 @@ def test_without_validation_images_a_sound_model_is_kept(here, data):
 # --- side by side, and how a step runs ----------------------------------------------------------
 
 
-def test_runs_side_by_side_end_bit_for_bit_where_each_alone_does(here, data):
+@pytest.mark.parametrize("threads", [None, 1])
+def test_runs_side_by_side_end_bit_for_bit_where_each_alone_does(here, data, threads):
     def pair(at_once):
         runs = []
         for seed in (0, 1):
@@ -369,13 +405,22 @@ def test_runs_side_by_side_end_bit_for_bit_where_each_alone_does(here, data):
             if not at_once:
                 fit(runs[-1:])
         if at_once:
-            fit(runs)
+            fit(runs, threads)
         return runs
 
     for alone, beside in zip(pair(False), pair(True)):
         assert beside.history == alone.history
         for name in ("model", "objective"):
             assert same(getattr(beside, name).state_dict(), getattr(alone, name).state_dict())
+
+
+def test_an_error_ends_all_threads(here, data):
+    before = torch.get_num_threads()
+    endless = prepare(network(), Objective(), data, training(epochs=100_000))
+    broken = prepare(network(), Breaks(0), data, checkpoint=("broken", "key"))
+    with pytest.raises(InputError, match="test: diverged in epoch 1, the loss is nan: lower lr"):
+        fit([endless, broken], threads=1)
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("network", [network, Dropping])
