@@ -40,14 +40,17 @@ def test_a_metric_that_a_seed_lacks_has_no_mean() -> None:
 def test_training_results_have_the_columns_that_plots_need(here: Path) -> None:
     results = {"seed0": {"train_accuracy": 0.5}, "seed1": {"train_accuracy": 0.7}}
     curves = pd.DataFrame({"epoch": [1, 1], "ce": [2.0, 3.0], "seed": [0, 1]})
-    write_training("x", results, curves)
+    write_training("x", curves, None)  # while it trains
+    assert not (here / "metrics/train/x.json").exists()
+    assert len(pd.read_csv(here / "metrics/curves/x.csv")) == 2
+    write_training("x", curves, results)
     assert json.loads((here / "metrics/train/x.json").read_text()) == summarize(results)
     written = pd.read_csv(here / "metrics/curves/x.csv")
-    assert list(written) == ["epoch", "ce", "seed", "validation_accuracy"]
+    assert list(written) == ["epoch", "ce", "seed", "validation_accuracy", "test_accuracy"]
     assert written.ce.tolist() == [2.0, 3.0] and written.validation_accuracy.isna().all()
-    write_training("ready_made", {"seed0": {}}, pd.DataFrame())
+    write_training("ready_made", pd.DataFrame(), {"seed0": {}})
     assert list(pd.read_csv(here / "metrics/curves/ready_made.csv")) == [
-        "epoch", "validation_accuracy", "seed",
+        "epoch", "validation_accuracy", "test_accuracy", "seed",
     ]  # fmt: skip
 
 
