@@ -21,9 +21,9 @@ Figures = Annotated[dict[str, FiniteFloat], AfterValidator(_has_mean)]
 Metrics = dict[str, Figures]
 
 
-# The columns of `metrics/curves/<name>.csv`, beside one for each loss term. Not every epoch has
-# accuracies on the validation and the test images.
-CURVES = {"epoch": int, "validation_accuracy": float, "test_accuracy": float, "seed": int}
+# The columns of `metrics/curves/<name>.csv` that are always there, beside one for each loss term. Not
+# every epoch has a validation accuracy. Where models are trained here, `test_accuracy` is another column.
+CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
 
 
 def loss_terms(curves: pd.DataFrame) -> list[str]:

@@ -46,11 +46,11 @@ def test_training_results_have_the_columns_that_plots_need(here: Path) -> None:
     write_training("x", curves, results)
     assert json.loads((here / "metrics/train/x.json").read_text()) == summarize(results)
     written = pd.read_csv(here / "metrics/curves/x.csv")
-    assert list(written) == ["epoch", "ce", "seed", "validation_accuracy", "test_accuracy"]
+    assert list(written) == ["epoch", "ce", "seed", "validation_accuracy"]
     assert written.ce.tolist() == [2.0, 3.0] and written.validation_accuracy.isna().all()
     write_training("ready_made", pd.DataFrame(), {"seed0": {}})
     assert list(pd.read_csv(here / "metrics/curves/ready_made.csv")) == [
-        "epoch", "validation_accuracy", "test_accuracy", "seed",
+        "epoch", "validation_accuracy", "seed",
     ]  # fmt: skip
 
 
