@@ -62,6 +62,24 @@ def test_a_network_that_answers_nan_is_never_right():
     assert accuracy(logits, torch.tensor([1, 1, 1, 1])) == 0
 
 
+def test_models_side_by_side_answer_as_each_alone():
+    made = []
+    for seed in (0, 1, 2):
+        torch.manual_seed(seed)
+        made.append(models.create("resnet8", 4).eval())
+    images, before = torch.randn(23, 3, 8, 8), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for few in (images, images[:1], images[:0]):
+            found = engine.predict_side_by_side(made, few, 5)
+            assert found.shape == (3, len(few), 4)
+            for model, logits in zip(made, found):
+                assert torch.equal(logits, predict(model, few, 5)[0])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_free_memory_is_what_the_machine_has_left():
     assert 2**20 < engine.free_memory(CPU) < 2**50
 

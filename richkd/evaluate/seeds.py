@@ -21,8 +21,8 @@ Figures = Annotated[dict[str, FiniteFloat], AfterValidator(_has_mean)]
 Metrics = dict[str, Figures]
 
 
-# The columns of `metrics/curves/<name>.csv` that are always there, beside one for each loss term. Not
-# every epoch has a validation accuracy. Where models are trained here, `test_accuracy` is another column.
+# The columns of `metrics/curves/<name>.csv` that are always there, beside one for each loss term.
+# Not every epoch has a validation accuracy. A model that is trained here also has `test_accuracy`.
 CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
 
 
