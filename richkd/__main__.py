@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="say what images show")
     predict.add_argument("model", help="a folder such as models/LF, or an exported file")
-    predict.add_argument("images", nargs="+", help="files, or folders of JPEG, PNG and WebP")
+    predict.add_argument("images", nargs="+", help="files, or folders of images")
     predict.add_argument("--seed", type=int, help="the first one of the folder by default")
     predict.add_argument("--json", action="store_true", help="JSON in place of a table")
     return whole

@@ -70,8 +70,10 @@ def measure_sets(
         for severities in logits
         for of_set in severities
     ]
-    means: dict[str, float] = pd.DataFrame([figures for figures, _ in measured]).mean().to_dict()
-    return means, calibration.pool_curves([curve for _, curve in measured])
+    means = pd.DataFrame([figures for figures, _ in measured]).mean()
+    return {str(name): float(mean) for name, mean in means.items()}, calibration.pool_curves(
+        [curve for _, curve in measured]
+    )
 
 
 if __name__ == "__main__":

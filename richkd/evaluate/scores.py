@@ -251,9 +251,10 @@ def score(
 
 def _corrupted_figures(accuracies: pd.Series, clean: float, comparable: bool) -> dict[str, float]:
     """Of one run, from its accuracy by corruption and severity, and that on clean images."""
-    mean = float(np.mean(accuracies.to_numpy()))
-    figures = {"corrupted_top1": mean, "retained": mean / clean if clean else 0.0}
-    errors = (1 - accuracies.groupby("corruption").mean()).to_dict()
+    overall = float(np.mean(accuracies.to_numpy()))
+    figures = {"corrupted_top1": overall, "retained": overall / clean if clean else 0.0}
+    by_corruption = accuracies.groupby("corruption").mean()
+    errors = {str(corruption): 1 - float(mean) for corruption, mean in by_corruption.items()}
     if comparable and (error := mce(errors)) is not None:
         relative = relative_mce(errors, 1 - clean)
         assert relative is not None  # both need the same corruptions

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from richkd.use.onnx_file import OnnxStudent
     from richkd.use.student import Student
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 EVERY = 10  # images between two states of the progress bar
 
 
