@@ -32,7 +32,7 @@ TERMS = {"ce": (), "kd": ("kd",), "L": ("kd",), "F": ("crd",), "LF": ("kd", "crd
 Negatives = Literal["auto", "all", "per_sample", "shared"]
 ENDLESS = 1_000_000  # epochs
 RUNTIME = Runtime(
-    device="auto", precision="fp32", deterministic=False, step="auto", seeds_at_once=1
+    device="auto", precision="fp32", deterministic=False, step="auto", seeds_at_once=1, tf32=False
 )
 
 

@@ -61,7 +61,7 @@ class Runtime:
     step: Literal["auto", "eager", "graph", "compile"]  # auto: graph where that is possible
     # Students trained side by side on one device.
     seeds_at_once: Annotated[int, Field(ge=1, le=1000)]
-    tf32: bool = False  # CUDA's matrix products in training round to 10 bits first
+    tf32: bool  # CUDA's matrix products in training round to 10 bits first
 
 
 @section

@@ -32,7 +32,9 @@ TRAINING = Training(
     arch="resnet8", epochs=50, batch_size=IMAGES, lr=0.01, schedule="step", milestones=(),
     momentum=0.9, weight_decay=5e-4,
 )  # fmt: skip
-RUNTIME = Runtime(device="cpu", precision="fp32", deterministic=False, step="auto", seeds_at_once=1)
+RUNTIME = Runtime(
+    device="cpu", precision="fp32", deterministic=False, step="auto", seeds_at_once=1, tf32=False
+)
 CPU = torch.device("cpu")
 
 

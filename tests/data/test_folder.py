@@ -18,7 +18,7 @@ from scipy.io import savemat
 
 from richkd import params
 from richkd.base.errors import InputError
-from richkd.data import dataset, folder
+from richkd.data import folder, pictures
 from richkd.data.dataset import load_split, save_split
 from richkd.data.imagesets import decode
 from richkd.data.pictures import picture
@@ -404,7 +404,7 @@ def test_files_that_cannot(tmp_path, content, reason):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_images_up_to_the_limit_are_read(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(dataset, "MEGAPIXELS", 0.01)
+    monkeypatch.setattr(pictures, "MEGAPIXELS", 0.01)
     for size in ((100, 100), (1000, 10)):
         Image.new("RGB", size).save(tmp_path / "x", kind)
         assert folder.probe(tmp_path / "x")[:2] == size

@@ -529,7 +529,9 @@ STUDENT = params.Training(
 def training_data(**runtime):
     usual = {"device": "cpu", "precision": "fp32", "deterministic": False, "step": "auto"}
     views = params.PaddedCrops(augmentation="padded_crop", pad=1, flip=False)
-    return TrainingData(views, params.Runtime(**usual | {"seeds_at_once": 1} | runtime))
+    return TrainingData(
+        views, params.Runtime(**usual | {"seeds_at_once": 1, "tf32": False} | runtime)
+    )
 
 
 def test_tf32_is_for_training(folder):

@@ -32,7 +32,7 @@ TRAINING = Training(
     momentum=0.9, weight_decay=5e-4,
 )  # fmt: skip
 RUNTIME = Runtime(
-    device="auto", precision="fp32", deterministic=False, step="auto", seeds_at_once=1
+    device="auto", precision="fp32", deterministic=False, step="auto", seeds_at_once=1, tf32=False
 )  # fmt: skip
 
 
