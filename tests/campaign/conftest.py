@@ -11,7 +11,7 @@ import pytest
 from campaign.forked import import_all
 from campaign.workspace import Step, run_pipeline
 
-SAMPLE = 0.3  # of the campaign, where all slow tests are run
+SAMPLE = 0.1  # of the campaign, where all slow tests are run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
