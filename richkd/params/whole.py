@@ -313,12 +313,16 @@ def _check_fusion(params: Params) -> None:
                 f"teacher.source {source!r}, may have been trained on them, which makes the fit "
                 "meaningless: set fusion.seen_validation: allow if it was not"
             )
-    whole_rows = {"align": fusion.align == "standardize", "per_class": fusion.per_class}
-    if params.cache.top_k and (key := next((key for key, x in whole_rows.items() if x), None)):
-        raise InputError(
-            f"fusion.{key} is {getattr(fusion, key)!r}: needs all logits of an image, and "
-            f"cache.top_k keeps {params.cache.top_k}: set cache.top_k: null"
-        )
+    needing_whole_rows = {
+        "fusion.align is 'standardize'": fusion.align == "standardize",
+        "fusion.per_class is true": fusion.per_class,
+    }
+    for line, needs in needing_whole_rows.items():
+        if needs and params.cache.top_k:
+            raise InputError(
+                f"{line}: needs all logits of an image, and cache.top_k keeps "
+                f"{params.cache.top_k}: set cache.top_k: null"
+            )
 
 
 def _check_variant(key: str, variant: Variant, params: Params) -> None:

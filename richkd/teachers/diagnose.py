@@ -24,7 +24,13 @@ from richkd.teachers.choose import (
 from richkd.teachers.fusion import Recipe, semantic_closeness
 
 PAPER_ALPHA = 0.7  # what the other choices are compared with where params.yaml names no alpha
-HEADINGS = ("accuracy, %", "NLL", "NLL at best T", "ECE, %", "confident, wrong, %")
+HEADINGS = {
+    "accuracy": "accuracy, %",
+    "nll_tempered": "NLL at best T",
+    "nll": "NLL",
+    "ece": "ECE, %",
+    "confident_wrong": "confident, wrong, %",
+}
 Row = dict[str, Any]
 
 
@@ -252,20 +258,20 @@ def measure_models(
 
 
 def short_table(rows: Sequence[Row]) -> str:
-    """`measure_choices` to read: accuracies and shares in %, gains with their intervals."""
+    """`measure_choices` to read: shares in %, and two metrics with their gains and intervals."""
     lines = []
     for row in rows:
         alpha = f"{row['chosen']} {row['alpha']:.3g}"
         if row["alpha_low"] is not None:
             alpha += f" ({row['alpha_low']:.2f} to {row['alpha_high']:.2f})"
-        line = {"align": row["align"], "alpha": alpha}
-        for metric, heading in zip(CHOICE_METRICS, HEADINGS, strict=True):
+        line = {"shipped": "->" * row["shipped"], "align": row["align"], "alpha": alpha}
+        for metric, heading in HEADINGS.items():
             scale, digits = (1, 3) if metric.startswith("nll") else (100, 1)
-            gain, low, high = (
-                f"{scale * row[f'{metric}_gain{end}']:+.{digits}f}" for end in ("", "_low", "_high")
-            )
             line[heading] = f"{scale * row[metric]:.{digits}f}"
-            if row is not rows[0]:
-                line[heading] += f" ({gain}: {low} to {high})"
-        lines.append({"shipped": "->" if row["shipped"] else "", **line})
-    return pd.DataFrame(lines).to_string(index=False)
+            if metric in ("accuracy", "nll_tempered") and row is not rows[0]:
+                ends = ("_gain", "_gain_low", "_gain_high")
+                gains = (f"{scale * row[f'{metric}{end}']:+.{digits}f}" for end in ends)
+                line[heading] += " ({}: {} to {})".format(*gains)
+        lines.append(line)
+    about = "95 % intervals of alpha, and of the gain over the first row, in brackets"
+    return f"on the validation images ({about}):\n{pd.DataFrame(lines).to_string(index=False)}"

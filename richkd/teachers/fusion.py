@@ -54,7 +54,7 @@ class Recipe(NamedTuple):
         teacher, clip = self.scale("teacher", teacher), self.scale("clip", clip)
         if not self.class_alphas:
             return fuse_logits(teacher, clip, self.alpha)
-        alphas = class_alphas
+        alphas: Any = class_alphas
         if alphas is None:
             alphas = np.asarray(self.class_alphas, np.float32)
         # A table has its rows up to a number added to all logits. An alpha a class would turn that

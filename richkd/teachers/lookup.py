@@ -103,8 +103,8 @@ def open_teacher(name: str, views: ViewSet, device: torch.device, parts: Sequenc
     for table, made_of in table_fingerprints().items():
         if recipe.tables[table] != made_of:
             raise InputError(f"{FUSED} was made of another {CACHE / table}: run `dvc repro fusion`")
-    both = (_open_one(x, views, device, parts) for x in ("teacher", "clip"))
-    return Fused(recipe, *both, device)
+    teacher, clip = (_open_one(x, views, device, parts) for x in ("teacher", "clip"))
+    return Fused(recipe, teacher, clip, device)
 
 
 def open_control(fused: Fused, control: Control, labels: Tensor) -> Fused:

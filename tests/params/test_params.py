@@ -70,7 +70,8 @@ REFUSED = {
     "severity": ({"corruptions.severities": [6]}, ": corruptions.severities.0 is 6: ", "to 5"),
     "misspelt key": (
         {"fusion.alhpa": 0.5},
-        ": fusion.alhpa is not a parameter: did you mean alpha? allowed are alpha, lam, grid",
+        ": fusion.alhpa is not a parameter: did you mean alpha? allowed are align, alpha, lam, "
+        "per_class, seen_validation, grid",
     ),
     "misspelt key inside a section": (
         {"clip.model.text_with": 8},
@@ -567,7 +568,7 @@ def test_refuses_what_is_no_plain_yaml(file, name):
 def test_a_long_key_and_a_long_value_leave_room_for_the_reason(file):
     file.write({"fusion.alpha": "x" * 900})
     assert file.refusal().endswith(
-        "...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx': should be a valid number"
+        "...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx': should be a valid number or should be 'auto'"
     )
     file.write({"views." + "k" * 900: 1})
     assert file.refusal().endswith("kkkk is not a parameter: allowed are augmentation, pad, flip")

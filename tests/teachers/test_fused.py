@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from toys import SCALES, fused, generator, streamed
 
 from richkd.base.records import read_json
+from richkd.losses import standardize
+from richkd.teachers.fused import Fused
 from richkd.teachers.fusion import Recipe, fuse_features, load_recipe
 
 IDS, VIEWS = torch.tensor([21, 0, 3, 8]), torch.tensor([17, 0, 4, 11])
@@ -69,3 +71,31 @@ def test_both_parts_are_told_of_epochs_and_batches(data):
 def test_a_teacher_without_maps_says_so():
     with pytest.raises(NotImplementedError, match="Fused has no feature maps"):
         fused().maps(IDS, VIEWS)
+
+
+def test_an_alpha_a_class_is_for_a_column():
+    alphas = (0.0, 0.25, 0.5, 1.0)
+    tables = fused()
+    recipe = Recipe(0.4, 0.5, {"teacher": 2.0, "clip": 1.0}, {}, class_alphas=alphas)
+    teacher, clip = (x.logits(IDS, VIEWS) for x in (tables.teacher, tables.clip))
+    centred = [x - x.mean(1, keepdim=True) for x in (2 * teacher, clip)]
+    shares = torch.tensor(alphas)
+    expected = shares * centred[0] + (1 - shares) * centred[1]
+    found = Fused(recipe, tables.teacher, tables.clip).logits(IDS, VIEWS)
+    torch.testing.assert_close(found.softmax(1), expected.softmax(1))
+    np.testing.assert_allclose(recipe.mix(teacher.numpy(), clip.numpy()), found, atol=1e-6)
+
+
+def test_standardized_tables_are_mixed_as_their_logits_are():
+    tables = fused()
+    recipe = Recipe(0.4, 0.5, {"teacher": 3.0, "clip": 3.0}, {}, standardize=True)
+    both = [standardize(x.logits(IDS, VIEWS)) for x in (tables.teacher, tables.clip)]
+    found = Fused(recipe, tables.teacher, tables.clip).logits(IDS, VIEWS)
+    torch.testing.assert_close(found, 3 * (0.4 * both[0] + 0.6 * both[1]))
+
+
+def test_what_has_its_default_value_is_not_recorded():
+    plain = Recipe(0.4, 0.3, SCALES, {})
+    assert list(plain.to_dict()) == ["alpha", "lam", "scales", "tables"]
+    other = plain._replace(standardize=True, class_alphas=(0.5, 0.25))
+    assert list(other.to_dict()) == [*plain.to_dict(), "standardize", "class_alphas"]
