@@ -41,6 +41,8 @@ def read_yaml(path: Path | str) -> Any:
         values = _loader().load(text) or {}
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"{path} could not be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not readable as YAML: it is no UTF-8, {error}") from None
     except (YAMLError, ArithmeticError, LookupError, TypeError, ValueError) as error:

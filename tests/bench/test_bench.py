@@ -265,7 +265,7 @@ def test_overhead_tells_stages_from_what_dvc_does_besides(monkeypatch):
     ("preset", "alpha", "line"),
     [
         ("cifar100", 0.5, "params.yaml has cifar100: this measures digits"),
-        ("digits", 0.4, "fusion.alpha is 0.4 already"),
+        ("digits", "auto", "fusion.alpha is auto already"),
         ("digits", 0.5, "no data, cache, models, .*: run `dvc repro` first"),
     ],
 )

@@ -11,13 +11,13 @@ PRESETS = Path(__file__).parents[2] / "presets"
 @pytest.mark.parametrize(
     ("words", "values"),
     [
-        (["fusion.alpha=auto"], ("none", "auto", 0.4, False)),
-        (["fusion.alpha=auto", "fusion.lam=auto"], ("none", "auto", "auto", False)),
-        (["fusion.alpha=0.5", "fusion.lam=auto"], ("none", 0.5, "auto", False)),
-        (["fusion.align=temperature"], ("temperature", 0.4, 0.4, False)),
+        (["fusion.lam=0.4"], ("none", "auto", 0.4, False)),
+        (["fusion.alpha=0.5"], ("none", 0.5, "auto", False)),
+        (["fusion.alpha=0.5", "fusion.lam=0.3"], ("none", 0.5, 0.3, False)),
+        (["fusion.align=temperature"], ("temperature", "auto", "auto", False)),
         (
-            ["fusion.align=standardize", "fusion.alpha=auto", "fusion.per_class=true"],
-            ("standardize", "auto", 0.4, True),
+            ["fusion.align=standardize", "fusion.per_class=true"],
+            ("standardize", "auto", "auto", True),
         ),
     ],
 )
@@ -42,7 +42,7 @@ REFUSED = {
     ),
     "an alpha a class from a number": (
         "digits",
-        {"fusion.per_class": True},
+        {"fusion.per_class": True, "fusion.alpha": 0.4},
         "fusion.per_class is true: needs fusion.alpha: auto, which it starts from (now 0.4)",
     ),
     "alpha without validation images": (

@@ -677,7 +677,7 @@ def test_refuses_yaml_that_holds_no_sections(file, text):
 
 
 def test_the_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+    with pytest.raises(InputError, match="nowhere.yaml could not be read: No such file or dir"):
         params.load("runtime", path=tmp_path / "nowhere.yaml")
 
 

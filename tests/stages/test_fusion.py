@@ -49,7 +49,7 @@ def found(here):
 
 def test_a_number_gives_the_recipe_of_the_paper(found):
     """Byte for byte what it was before there was another choice: no student becomes stale."""
-    write_params(alpha=0.25)
+    write_params(alpha=0.25, lam=0.4)
     stages.fusion.main()
     assert read_json("cache/fused/fused.json") == {
         "alpha": 0.25, "lam": 0.4, "scales": PLAIN, "tables": table_fingerprints(),
