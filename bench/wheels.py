@@ -15,7 +15,7 @@ NEEDED = """
     kiwisolver matplotlib narwhals open_clip_torch packaging pandas platformdirs pluggy psutil
     pydantic pydantic_core Pygments pyparsing pytest python-dateutil PyYAML regex requests
     ruamel.yaml safetensors scikit-learn scipy six sortedcontainers threadpoolctl timm tqdm
-    truststore typing-inspection urllib3 wcwidth
+    torchcodec truststore typing-inspection urllib3 wcwidth
 """.split()
 PINS = Path(__file__).parents[1] / "requirements.txt"
 

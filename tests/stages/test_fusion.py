@@ -134,6 +134,7 @@ def test_the_fused_predictions_are_mixed_by_the_recipe(found, more):
         logits = getattr(found, name)[None]
         for part in ("validation", "test"):
             write_array(f"predictions/{name}/{part}.npy", logits)
+        write_json(f"predictions/{name}/seeds.json", ["seed0"])
         less = logits - logits.max(-1, keepdims=True)
         write_array(f"predictions/{name}/corrupted.npy", less[:, None, None].astype(np.float16))
     for part in ("validation", "test"):

@@ -13,6 +13,7 @@ from PIL import Image
 import richkd
 from richkd import __main__
 from richkd.use.onnx_file import OnnxStudent
+from richkd.use.predict import SUFFIXES
 
 ROOT = Path(__file__).parents[2]
 # All that ONNX files must not need.
@@ -60,7 +61,7 @@ def test_without_torch_and_all_else(exported, images):
         capture_output=True,
         text=True,
     )
-    left_out = "images: 1 files are not .jpg, .jpeg, .png, .webp\n"
+    left_out = f"images: 1 files are not {', '.join(SUFFIXES)}\n"
     assert (done.returncode, done.stderr) == (0, left_out)
     entries = json.loads(done.stdout)
     names = ["images/a.png", "images/b.jpg", "images/more/c.webp"]
@@ -138,7 +139,7 @@ def test_no_model(images, monkeypatch, capsys, model, content, says):
 def test_a_folder_without_images(exported, images, monkeypatch, capsys):
     (images / "empty").mkdir()
     code, _, _ = predict(monkeypatch, capsys, exported, "images/empty")
-    assert code == "error: images/empty holds no image: must be .jpg, .jpeg, .png, .webp"
+    assert code == f"error: images/empty holds no image: must be {', '.join(SUFFIXES)}"
 
 
 def test_an_onnx_file_of_another_program(exported, images, monkeypatch, capsys):
