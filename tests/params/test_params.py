@@ -509,7 +509,7 @@ def test_refuses_of_timm(file, name):
 
 def test_timms_networks_may_be_student_and_teacher(file):
     student = {"student.arch": "timm/vit_tiny_patch16_224", "student.img_size": 16}
-    file.write({"teacher": TIMM} | student)
+    file.write({"teacher": TIMM, "fusion.alpha": 0.5} | student)
     loaded = file.load("teacher", "student")
     assert loaded.teacher.as_published and loaded.student.img_size == 16
     recorded = params.to_dict(loaded)
