@@ -10,7 +10,7 @@ PRESETS = Path("presets")
 
 
 def main() -> None:
-    """Bad input is one line and exit code 1. A command imports what it needs, and nothing else."""
+    """Run a command, which imports only what it needs. Bad input: one line and exit code 1."""
     arguments = parser().parse_args()
     run = {"preset": use_preset, "export": run_export, "predict": run_predict}[arguments.command]
     try:

@@ -20,11 +20,11 @@ class Answer(NamedTuple):
 class Description(NamedTuple):
     """What an exported file says of its model.
 
-    `preprocessing` has `pixels` (uint8 or float32), `mean` and `std` a channel, `center` (how
-    images are cut, null where they are not) and `image_size`, the side in pixels of the network's
-    input.
-    `temperature` divides the logits before the softmax; null where none was fitted, which is the
-    same as 1. `metrics` are those on the test images, at this temperature.
+    `preprocessing` has `pixels` (uint8 or float32), `mean` and `std` (one number for each channel),
+    `center` (how images are cut; null where they are not cut) and `image_size`, the side in pixels
+    of the network's input.
+    `temperature` divides the logits before the softmax. It is null where no temperature was fitted,
+    which has the effect of 1. `metrics` are measured on the test images, at this temperature.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Description(NamedTuple):
     provenance: dict[str, Any]
 
     def to_metadata(self) -> dict[str, str]:
-        """A text for each field, as file formats hold them: JSON, but for what is a text."""
+        """A text for each field, as file formats need it: fields that are no text become JSON."""
         return {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in self._asdict().items()
@@ -45,7 +45,7 @@ class Description(NamedTuple):
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, str], path: object) -> "Description":
-        """The description in the metadata of the file `path`; InputError if it is not there."""
+        """The description in the metadata of the file `path`; InputError without a whole one."""
         kinds = cls.__annotations__
         try:
             values: dict[str, Any] = {

@@ -47,7 +47,7 @@ The metadata of `{file}` has all params, whose SHA-256 is
 `{params_sha256}`, and the hashes of the data.
 The licence is RichKD's; the data set and the teachers may have terms of their own.
 """
-SHOWN = 20  # class names
+SHOWN = 20  # class names; a card only counts the others
 
 
 def render(about: Description, file: str) -> str:

@@ -21,7 +21,7 @@ LICENSE = "Apache-2.0"
 
 
 def describe(path: Path, student: Student, pixels: str) -> Description:
-    """What the exported file says of the model at `path`, whose saved answers tell its metrics."""
+    """The description for an exported file; the metrics come from the model's saved test logits."""
     record = classifier_record(path)
     found = saved_logits(path, "test")
     if found is None:

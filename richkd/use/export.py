@@ -1,6 +1,6 @@
 """A classifier in a file for other programs: ONNX, safetensors, or torch.export's pt2.
 
-The file is checked before it appears: it answers test images as the network itself does.
+The file is checked before it appears: its answers to test images must be the network's own.
 """
 
 import time
@@ -43,17 +43,20 @@ Runner = Callable[[Array], tuple[Array, Array]]  # pixels (N, 3, H, W) to logits
 
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-CHECKED = 256  # test images
-LARGEST = 1e-4  # difference of a logit or a probability
-BATCHES = (1, 64)  # images, of which the latency is measured
-RUNS, SECONDS = 30, 5.0  # of a latency; the first to be reached ends it
+CHECKED = 256  # test images that `check` runs the file on
+LARGEST = 1e-4  # difference of a logit or a probability that `check` allows
+BATCHES = (1, 64)  # images in the batches whose latency is measured
+RUNS, SECONDS = 30, 5.0  # a latency is measured until one of these two is reached
 
 
 class Request(NamedTuple):
-    """What to export: the folder's model of that seed (None: the first), and how.
+    """What to export, and how.
 
-    output: a file; for safetensors a folder, for `model.safetensors` and a model card.
-    pixels: uint8 or float32.
+    folder, seed: the model, such as `models/LF` and 0; with None the folder's first seed.
+    to: onnx, safetensors or pt2.
+    output: the file to write; for safetensors the folder that gets `model.safetensors` and a model
+        card. None: below `export/`.
+    pixels: the dtype of the file's input, uint8 or float32.
     """
 
     folder: Path
@@ -66,7 +69,7 @@ class Request(NamedTuple):
 def export(request: Request) -> Path:
     """Write the file, check it on test images, print its size and latency; returns its path.
 
-    Raises InputError, and leaves no file, where the file's answers are not the network's.
+    Raises InputError, and leaves no file, where the file does not answer as the network does.
     """
     if request.to == "onnx":
         check_packages()
@@ -91,7 +94,7 @@ def export(request: Request) -> Path:
 
 
 def output_file(request: Request, name: str) -> Path:
-    """The file to write; InputError where it has another suffix, or a README would be replaced."""
+    """The file to write; InputError for a wrong suffix, or if another README would be replaced."""
     if request.to != "safetensors":
         output = request.output or Path(f"export/{name}.{request.to}")
         if output.suffix != f".{request.to}":
@@ -129,7 +132,7 @@ def write(to: str, packaged: Packaged, about: Description, path: Path) -> None:
         written = torch.onnx.export(
             program, input_names=["pixels"], output_names=names, opset_version=OPSET, verbose=False
         )
-    except Exception as error:  # its kind depends on what in the network is not known
+    except Exception as error:  # its kind depends on which part of the network is unknown
         raise InputError(f"{about.arch} cannot be exported: {one_line(error, 150)}") from error
     assert written is not None
     written.model.metadata_props.update(metadata)
@@ -137,13 +140,15 @@ def write(to: str, packaged: Packaged, about: Description, path: Path) -> None:
 
 
 def trace(packaged: Packaged, about: Description) -> torch.export.ExportedProgram:
-    """The network as torch.export sees it, for any number of images.
+    """The network as a program of torch.export, for batches of any length.
 
-    Images that are cut may have any size, else they have the one of the training images.
+    If the network's images are cut, the program takes images of any size; otherwise only images of
+    the size that the network was trained on.
     """
     center = about.preprocessing["center"]
     side = center["resize"] + 2 if center else about.preprocessing["image_size"]
-    # Sides that are equal, or equal to another size, would be taken for that size.
+    # torch.export takes equal sizes for the same size, so height and width differ from each other
+    # and from the sizes of the cut.
     shape = (2, 3, side, side + 3 if center else side)
     example = torch.zeros(shape, dtype=PIXELS[about.preprocessing["pixels"]])
     free = {0: torch.export.Dim.DYNAMIC}
@@ -153,7 +158,7 @@ def trace(packaged: Packaged, about: Description) -> torch.export.ExportedProgra
 
 
 def open_runner(to: str, path: Path) -> Runner:
-    """The file, read again, as a function of pixels (N, 3, H, W)."""
+    """Read the file at `path` again: a function from pixels (N, 3, H, W) to its answers."""
     if to == "onnx":
         return OnnxStudent(path).run
     module: nn.Module
@@ -192,9 +197,9 @@ def latency(run: Runner, about: Description, images: int) -> float:
 def pixel_batches(
     split: Split | Manifest, ids: Sequence[int], pixels: str, title: str
 ) -> Iterator[Array]:
-    """The images `ids` as batches (n, 3, H, W) in that dtype, under a progress bar.
+    """The images `ids` as batches (n, 3, H, W) in the dtype `pixels`, under a progress bar.
 
-    Files differ in size: each is a batch.
+    Image files differ in size, so each is a batch of its own.
     """
     if isinstance(split, Manifest):
         files = (Path(split.root, split.paths[i]) for i in ids)
@@ -210,7 +215,7 @@ def pixel_batches(
 
 
 def spread(split: Split | Manifest, count: int) -> list[int]:
-    """`count` images of a split, or all of fewer, evenly spread over it."""
+    """The numbers of `count` images, evenly spread over a split; of all if it has fewer."""
     every = len(split.labels)
     return np.linspace(0, every - 1, min(count, every)).round().astype(int).tolist()
 
@@ -220,8 +225,9 @@ def check(
 ) -> str:
     """Run the file on test images beside the network; returns the largest difference in words.
 
-    The network gets its images as the pipeline cuts and normalises them. InputError where a logit
-    or a probability differs by more than 1e-4, or an answer is another.
+    The network gets its images as the pipeline cuts and normalises them, but pixels keep their
+    fractions after the cut, as in the file. Raises InputError where a logit or a probability
+    differs by more than `LARGEST`, or where the likeliest class is another one.
     """
     ids = spread(test, CHECKED)
     center = student.preprocessing.center

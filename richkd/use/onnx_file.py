@@ -41,13 +41,13 @@ class OnnxStudent:
         self.classes, self.temperature = self.description.classes, self.description.temperature
 
     def preprocess(self, image: Image.Image | Path | str) -> Array:
-        """An image, or the file of one, as the file takes it: (3, H, W), in the file's dtype.
+        """An image, or the path of one, as the ONNX file takes it: (3, H, W) in its dtype.
 
         Raises InputError for an image file that cannot be decoded.
         """
         how = self.description.preprocessing
         found = upright(image)[0] if isinstance(image, Image.Image) else picture(image)
-        if how["center"] is None:  # else the network's file cuts the image itself
+        if how["center"] is None:  # otherwise the ONNX file cuts the image itself
             found = fit(found, how["image_size"])
         pixels = np.asarray(found).transpose(2, 0, 1)
         return pixels if how["pixels"] == "uint8" else pixels.astype(np.float32) / 255
@@ -57,7 +57,7 @@ class OnnxStudent:
     ) -> list[list[Answer]]:
         """The `top` likeliest classes of each image, with their probabilities, likeliest first."""
         answers: list[list[Answer]] = []
-        for image in images:  # one by one, since they differ in size
+        for image in images:  # one by one, since images differ in size
             _, probabilities = self.run(self.preprocess(image)[None])
             answers += best(probabilities, self.classes, top)
         return answers

@@ -1,4 +1,4 @@
-"""A network together with all that stands around it: from an image's pixels to probabilities."""
+"""A network with its preprocessing and its temperature: from pixels to probabilities."""
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ class Packaged(nn.Module):
     """Takes `pixels` (N, 3, H, W) in RGB: uint8 from 0 to 255, or float32 from 0 to 1.
 
     Returns logits and probabilities, float32 (N, C) each; the probabilities are
-    softmax(logits / temperature). Images of any height and width are cut where `preprocessing` says
-    how; otherwise they must have the size that the network was trained on.
+    softmax(logits / temperature). Where `preprocessing` says how images are cut, they may have any
+    height and width; otherwise they must have the size that the network was trained on.
     """
 
     mean: Tensor
@@ -38,8 +38,8 @@ class Packaged(nn.Module):
 class Cut(nn.Module):
     """`richkd.data.imagesets.cut_center` on float32 pixels, by two products of matrices.
 
-    Runtimes differ in how they resize; a product of matrices is the same everywhere. Pixels keep
-    their fractions, where the data set's pixels are rounded to one of 256 levels.
+    Runtimes differ in how they resize; a product of matrices is the same everywhere. The cut pixels
+    keep their fractions, while the pipeline rounds cut pixels to one of 256 levels.
     """
 
     def __init__(self, center: Center):
@@ -65,16 +65,18 @@ class Cut(nn.Module):
         return (rows @ pixels @ columns.T).clamp(0, 1)
 
     def weights(self, pixels: int, length: Tensor, unit: Tensor) -> Tensor:
-        """What share each pixel of a side has in each pixel of the cut: (size, pixels).
+        """The share of each pixel of one side in each pixel of the cut: (size, pixels).
 
-        `length` is the number of pixels again, and `unit` the number that becomes `resize` pixels.
+        `pixels` is the side's length, and `length` the same as a tensor. `unit` is the length that
+        is resized to `resize` pixels: the shorter side, or with squash this side.
         """
         resize, size = self.center.resize, self.center.size
         resized = resize * length // unit
         scale = length / resized
         first = torch.round((resized - size) / 2)  # the first pixel of the cut
         middles = (first + torch.arange(size) + 0.5) * scale
-        # A smaller picture takes the mean of more pixels, a larger one does not take fewer.
+        # To make an image smaller, the kernel is widened to cover more pixels (antialiasing). To
+        # make an image larger, the kernel keeps its width.
         distances = (torch.arange(pixels) + 0.5 - middles[:, None]) / scale.clamp(min=1.0)
         shares = self.kernel(distances.abs())
         return shares / shares.sum(1, keepdim=True)

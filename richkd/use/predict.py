@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from richkd.use.student import Student
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-EVERY = 10  # images between two states of the progress bar
+EVERY = 10  # images between two updates of the progress line
 
 
 def open_model(model: str, seed: int | None) -> "Student | OnnxStudent":
@@ -35,9 +35,9 @@ def open_model(model: str, seed: int | None) -> "Student | OnnxStudent":
 
 
 def image_files(names: Sequence[str]) -> Iterator[Path]:
-    """The files as they are named, and the images in the folders and the folders below them.
+    """The files of `names` as they are, and all images in and below the folders of `names`.
 
-    Hidden files are passed over. Says how many files of a folder are no images by their suffix.
+    Hidden files are passed over. Prints how many files of a folder are no images by their suffix.
     """
     for path in map(Path, names):
         if not path.is_dir():
@@ -59,7 +59,7 @@ def image_files(names: Sequence[str]) -> Iterator[Path]:
 def predict(model: str, names: Sequence[str], *, seed: int | None, as_json: bool) -> bool:
     """Print the five likeliest classes of each image; returns whether all images were read.
 
-    An image that cannot be read is one line on stderr, and the others are answered all the same.
+    An image that cannot be read gives one line on stderr; the other images are still answered.
     Raises InputError where the model cannot be read, or where there is no image.
     """
     files = list(dict.fromkeys(image_files(names)))  # each once
@@ -84,9 +84,9 @@ def predict(model: str, names: Sequence[str], *, seed: int | None, as_json: bool
 
 
 def progress(files: Sequence[Path]) -> Iterator[Path]:
-    """The files, and on a terminal how many are done, how fast and for how long still.
+    """Yield the files; on a terminal show how many are done, how fast, and how long it still takes.
 
-    tqdm need not be installed where an ONNX file is used.
+    Not tqdm, which need not be installed where an ONNX file is used.
     """
     shown, start = sys.stderr.isatty(), time.monotonic()
     for done, path in enumerate(files):
@@ -101,7 +101,7 @@ def progress(files: Sequence[Path]) -> Iterator[Path]:
 
 
 def to_json(answers: Mapping[str, Sequence[Answer]]) -> str:
-    """A JSON list with an entry an image."""
+    """A JSON list with one entry for each image."""
     entries = [
         {"image": image, "classes": [{"class": x.name, "probability": x.probability} for x in best]}
         for image, best in answers.items()
@@ -110,7 +110,7 @@ def to_json(answers: Mapping[str, Sequence[Answer]]) -> str:
 
 
 def to_table(answers: Mapping[str, Sequence[Answer]]) -> str:
-    """A row for each image and class; the image's name stands in its first row."""
+    """A row for each image and class; an image's name stands only in its first row."""
     width = max(map(len, ["image", *answers]))
     rows = [f"{'image':{width}}  probability  class"]
     for image, best in answers.items():

@@ -1,4 +1,4 @@
-"""An exported ONNX file with weights and activations of 8 bits, and what that costs in accuracy."""
+"""Quantise an exported ONNX file to 8 bits, and measure what that costs in accuracy."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from richkd.use.onnx_file import OnnxStudent
 
 Array = npt.NDArray[Any]
 
-CALIBRATION = 512  # training images
+CALIBRATION = 512  # training images that the ranges of activations come from
 
 
 def quantize(path: Path, data: Path) -> Path:
@@ -27,8 +27,8 @@ def quantize(path: Path, data: Path) -> Path:
     Static quantisation of convolutions and linear layers, with a scale for each output channel of
     the weights and ranges of activations from training images (Jacob et al., "Quantization and
     Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Cut,
-    normalisation, logits and softmax stay in float32. Weights have 7 bits, because the
-    sums of 8-bit products overflow on CPUs without VNNI.
+    normalisation, logits and softmax stay in float32. Weights use 7 of their 8 bits, because sums
+    of 8-bit products overflow on CPUs without VNNI.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -37,7 +37,7 @@ def quantize(path: Path, data: Path) -> Path:
     training = load_split(data / "train.safetensors")
     pixels = exported.description.preprocessing["pixels"]
     batches = pixel_batches(training, spread(training, CALIBRATION), pixels, "calibration")
-    # It advises a step of preparation, which torch's exporter has done already.
+    # onnxruntime advises a step of preparation that torch's exporter has already done.
     logging.getLogger().addFilter(lambda record: "pre-processing" not in record.getMessage())
     with replacing(output) as part:
         quantize_static(
@@ -78,7 +78,7 @@ def before_the_network(path: Path) -> list[str]:
 
 
 def compare(files: Sequence[Path], test: Split | Manifest) -> str:
-    """A table of the files' sizes, figures on the test images and latencies."""
+    """A table with a row for each file: its size, its figures on the test images, its latency."""
     width = max(len(str(path)) for path in files)
     rows = [f"{'file':{width}}     MB  top-1, %  ECE, %     NLL   ms for 1, for 64"]
     for path in files:

@@ -32,10 +32,10 @@ class Student:
 
     model: in eval mode; takes normalised float32 images (N, 3, size, size).
     classes: the names, in the order of the logits.
-    preprocessing: what the images are normalised with, and how they are cut.
+    preprocessing: mean and standard deviation of the input, and how images are cut.
     image_size: the side in pixels of the images that the network was trained on.
-    temperature: divides the logits before the softmax, so that probabilities can be trusted; None
-        where none could be fitted.
+    temperature: divides the logits before the softmax, so that probabilities are calibrated; None
+        where no temperature could be fitted.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Student:
         self.classes, self.image_size, self.temperature = classes, image_size, temperature
 
     def preprocess(self, image: Image.Image | Path | str) -> Tensor:
-        """An image, or the file of one, as the network takes it: float32 (3, size, size).
+        """An image, or the path of one, as the network takes it: float32 (3, size, size).
 
         Raises InputError for a file that cannot be decoded.
         """
@@ -73,9 +73,9 @@ class Student:
 def load(model: Path | str, seed: int | None = None) -> Student:
     """The classifier in a folder such as `models/LF`, or in an exported safetensors file.
 
-    `seed` chooses one of the folder's seeds; by default it is the first. The temperature is fitted
-    to the saved answers on the validation images, where `predictions/` and `data/` lie beside
-    `models/`. Raises InputError where there is no such model.
+    `seed` chooses one of the folder's seeds, by default the first. The temperature is fitted to the
+    saved logits of the validation images, if `predictions/` and `data/` lie beside `models/`.
+    Raises InputError where there is no such model.
     """
     if str(model).endswith(".safetensors"):
         return load_exported(Path(model))
@@ -86,7 +86,7 @@ def load(model: Path | str, seed: int | None = None) -> Student:
 
 
 def find(folder: Path, seed: int | None) -> Path:
-    """The path, without suffix, of the folder's model of that seed, or of its first."""
+    """The path, without suffix, of the folder's model of that seed; with None of the first."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of models: name one such as models/LF")
     found = paths(folder)
@@ -98,7 +98,7 @@ def find(folder: Path, seed: int | None) -> Path:
 
 
 def project(path: Path) -> Path:
-    """The folder in which `models/` lies, with the model at `path` in one of its folders."""
+    """The folder that holds `models/`, for a model at `path`, such as `models/LF/seed0`."""
     return path.absolute().parents[2]
 
 
