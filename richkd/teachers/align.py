@@ -1,16 +1,16 @@
 """Bring both teachers' logits to one scale before they are mixed: `fusion.align`.
 
-The scales are fitted on the validation images, with s_T and s_C for the teacher and CLIP:
+The teacher's logits are multiplied by s_T, CLIP's by s_C. Both are fitted on the validation images:
 
 - `none`, the paper's way: s_T = s_C = 1.
 - `temperature`: s_T = √(τ_T τ_C) / τ_T and s_C = √(τ_T τ_C) / τ_C, where τ is the temperature that
-  minimises a teacher's own negative log-likelihood. Since s_T s_C = 1, the balance of the mixture
-  changes and its sharpness stays, which is the business of the distillation temperature.
-- `standardize`: each row of logits first has mean 0 and deviation 1. Then s_T = s_C = √(d_T d_C),
-  where d is the mean over the images of the deviation of a row. So the mixture is about as sharp
-  as that of the logits as they are.
+  minimises a teacher's own negative log-likelihood. Since s_T s_C = 1, the balance between both
+  teachers changes, but not the sharpness, which the distillation temperature sets.
+- `standardize`: each row of logits is first brought to mean 0 and deviation 1. Then
+  s_T = s_C = √(d_T d_C), where d is a teacher's deviation of a row, averaged over the images. So
+  the mixture is about as sharp as a mixture of the unchanged logits.
 
-None of this depends on a number that is added to all logits of a row.
+A number that is added to all logits of a row changes nothing here.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Validation(NamedTuple):
     labels: np.ndarray
 
     def of(self, images: np.ndarray) -> Validation:
-        """Some of the images, in an index's order."""
+        """The same for the images with these numbers, in their order."""
         return Validation(*(part[images] for part in self))
 
     def mixed(self, recipe: Recipe) -> np.ndarray:
-        """z_F (N, C), float64, mixed in the precision of the parts."""
+        """z_F (N, C), mixed in the precision of both teachers' logits, then turned into float64."""
         return recipe.mix(self.teacher, self.clip).astype(float)
 
     def scaled(self, recipe: Recipe) -> Validation:
-        """The logits as they enter the mixture, float64."""
+        """Both teachers' logits as they enter the mixture, float64."""
         return self._replace(
             teacher=recipe.scale("teacher", self.teacher).astype(float),
             clip=recipe.scale("clip", self.clip).astype(float),
@@ -54,7 +54,8 @@ class Validation(NamedTuple):
 def align(recipe: Recipe, alignment: str, validation: Validation) -> Recipe:
     """The recipe with the scales of `alignment`, one of ALIGNMENTS, fitted on `validation`.
 
-    Raises InputError where a teacher has no best temperature, or gives all classes equal logits.
+    Raises InputError for `temperature` where a teacher has no best temperature, and for
+    `standardize` where a teacher gives all classes equal logits.
     """
     if alignment == "none":
         return recipe._replace(scales={"teacher": 1.0, "clip": 1.0}, standardize=False)

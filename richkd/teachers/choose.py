@@ -4,10 +4,10 @@ Alpha is judged by the mixture's negative log-likelihood at the mixture's own be
 
     alpha* = argmin over alpha of min over T of NLL(softmax((alpha z_T + (1 - alpha) z_C) / T))
 
-NLL at T = 1 would prefer an alpha whose mixture is as sharp as it should be, and sharpness is the
-business of the distillation temperature. With u = alpha / T and v = (1 - alpha) / T the two minima
-are one: of the convex NLL(softmax(u z_T + v z_C)) over u, v >= 0, and alpha* = u / (u + v). So the
-mixture is the same, but for its sharpness, whatever the scales of both teachers' logits are.
+NLL at T = 1 would prefer an alpha whose mixture has the right sharpness, but the distillation
+temperature sets the sharpness. With u = alpha / T and v = (1 - alpha) / T both minima become one:
+the minimum of the convex NLL(softmax(u z_T + v z_C)) over u, v >= 0, and alpha* = u / (u + v). So
+the scales of both teachers' logits do not change the mixture, except for its sharpness.
 
 `fusion.per_class` gives each class its own alpha, see `class_alphas`.
 """
@@ -25,21 +25,21 @@ from richkd.evaluate.calibration import fit_temperature
 from richkd.teachers.align import Validation
 
 DRAWS = 200  # bootstrap draws of the validation images
-# Of the shrinkage of an alpha a class towards the common one: the ridge, times the mean curvature.
+# The ridges that `class_alphas` tries, in units of the mean curvature.
 RIDGES = 10.0 ** np.arange(-1, 3.5, 0.5)
 
 
 def bootstrap_counts(images: int) -> np.ndarray:
-    """(DRAWS, images) float64: how often each draw of so many images has each of them.
+    """(DRAWS, images) float64: how often each bootstrap draw contains each image.
 
-    Always the same draws for one number of images.
+    The same number of images always gives the same draws.
     """
     draw = np.random.default_rng(0)
     return draw.multinomial(images, np.full(images, 1 / images), size=DRAWS).astype(float)
 
 
 class Chosen(NamedTuple):
-    """`alpha`, to a thousandth, and the middle 95 % of the choices on bootstrap draws."""
+    """`alpha`, rounded to a thousandth, and the middle 95 % of the choices on bootstrap draws."""
 
     alpha: float
     low: float
@@ -47,21 +47,21 @@ class Chosen(NamedTuple):
 
 
 def choose_alpha(validation: Validation) -> float:
-    """alpha* of the module's docstring to a thousandth; `validation` has the scaled logits.
+    """alpha* of the module's docstring, rounded to a thousandth; `validation` has scaled logits.
 
-    Where some mixture is right on all images its NLL falls without end as T does. Alpha is then
-    that of the mixture whose NLL has fallen to nothing. InputError where no mixture is better than
-    guessing.
+    Where a mixture is right on all images, its NLL approaches 0 as T falls, and there is no best T.
+    Alpha is then that of the mixture at which the optimiser stops. InputError where no mixture is
+    better than guessing.
     """
     margins, sizes = _margins(validation)
     return round(_alpha(_fit(margins), sizes), 3)
 
 
 def choose_with_spread(validation: Validation) -> Chosen:
-    """`choose_alpha`, and what it would be on bootstrap draws of the images.
+    """`choose_alpha`, and the spread of its choices on bootstrap draws of the images.
 
-    A draw's weights (u, v) lie so near to those of all images that two steps of Newton's method
-    lead there. The first needs no new probabilities.
+    The weights (u, v) of a draw lie so near to the weights of all images that two steps of Newton's
+    method find them. The first step needs no new probabilities.
     """
     margins, sizes = _margins(validation)
     weights = _fit(margins)
@@ -77,7 +77,7 @@ def choose_with_spread(validation: Validation) -> Chosen:
 
 
 def _derivatives(weights: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and second derivatives of each image's loss by the weights, (N, 2) and (N, 2, 2)."""
+    """First and second derivatives of each image's loss for the weights, (N, 2) and (N, 2, 2)."""
     probabilities = softmax(np.tensordot(weights, margins, 1), axis=1)
     weighted = probabilities * margins
     slopes = weighted.sum(2).T
@@ -88,7 +88,7 @@ def _derivatives(weights: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, 
 def _newton_step(
     weights: np.ndarray, counts: np.ndarray, slopes: np.ndarray, bends: np.ndarray
 ) -> np.ndarray:
-    """The weights after a step towards the lowest loss of images that are there `counts` times."""
+    """The weights after a step towards the lowest loss of a draw with `counts` of each image."""
     # A pseudoinverse: for two teachers with the same answers the curvature has no inverse.
     inverse = np.linalg.pinv(np.tensordot(counts, bends, 1), hermitian=True)
     moved = np.maximum(weights - inverse @ (counts @ slopes), 0)
@@ -96,7 +96,7 @@ def _newton_step(
 
 
 def _margins(validation: Validation) -> tuple[np.ndarray, np.ndarray]:
-    """How far each logit lies above its label's, (2, N, C), in units of the mean size, (2,)."""
+    """Each logit minus the label's, (2, N, C), divided by its teacher's mean size; the sizes."""
     where = validation.labels[:, None]
     margins = np.stack(
         [z - np.take_along_axis(z, where, 1) for z in (validation.teacher, validation.clip)]
@@ -107,7 +107,7 @@ def _margins(validation: Validation) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit(margins: np.ndarray) -> np.ndarray:
-    """The weights (u, v) of the lowest mean loss, in units of the margins."""
+    """The weights (u, v) of the lowest mean loss, for the margins of `_margins`."""
 
     def loss_and_slope(weights: np.ndarray) -> tuple[float, np.ndarray]:
         mixed = np.tensordot(weights, margins, 1)
@@ -136,21 +136,22 @@ def _alpha(weights: np.ndarray, sizes: np.ndarray) -> float:
     return float(teacher / (teacher + clip))
 
 
-# --- an alpha a class ---------------------------------------------------------------------------
+# --- an alpha for each class --------------------------------------------------------------------
 
 
 def class_alphas(validation: Validation, alpha: float, temperature: float) -> np.ndarray | None:
-    """An alpha a_k for each class k, (C,), to a thousandth; None where all are best the common one.
+    """An alpha a_k for each class k, (C,), rounded to a thousandth; None if `alpha` alone is best.
 
-    z_F[k] = a_k z_T[k] + (1 - a_k) z_C[k], at the temperature T of the common alpha; `validation`
-    has the scaled logits. From the common alpha each a_k takes one step of Newton's method,
+    z_F[k] = a_k z_T[k] + (1 - a_k) z_C[k], where `temperature` T is the best one of the common
+    alpha, and `validation` has the scaled logits. From the common alpha each a_k takes one step of
+    Newton's method,
 
         a_k = alpha - sum_i g_ik / (sum_i h_ik + ridge)
         g_ik = (p_ik - y_ik) d_ik,  h_ik = p_ik d_ik^2,  d = (z_T - z_C) / T less each row's mean
 
-    over images i with probabilities p and one-hot labels y, and is kept in [0, 1]. The ridge
-    shrinks the steps, for all classes alike. It is that of the lowest leave-one-out NLL: each
-    image judged with the step to which it does not contribute.
+    over images i with probabilities p and one-hot labels y, and is kept in [0, 1]. One ridge
+    shrinks the steps of all classes. It is the ridge with the lowest leave-one-out NLL: each image
+    is judged with alphas that were fitted without this image.
     """
     difference = _difference(validation) / temperature
     slopes = softmax(validation.clip / temperature + alpha * difference, axis=1) * difference
@@ -182,10 +183,10 @@ def _losses(validation: Validation, alpha: float | np.ndarray, temperature: floa
 
 
 def held_out_gain(validation: Validation) -> tuple[float, float] | None:
-    """The NLL with an alpha a class less the NLL with the common one, and its standard error.
+    """The NLL with an alpha for each class minus the NLL with the common alpha; standard error.
 
-    All is fitted on one half of the images and judged on the other, then the other way round. The
-    halves are always the same. None where a half has nothing to fit.
+    Both are fitted on one half of the images and judged on the other half, then the other way
+    round. The halves are always the same. None where an alpha or a temperature cannot be fitted.
     """
     order = np.random.default_rng(0).permutation(len(validation.labels))
     halves = order[::2], order[1::2]

@@ -1,4 +1,4 @@
-"""Controls: the fused teacher with one thing taken from CLIP's logits, to see what it is worth."""
+"""Controls: the fused teacher without one property of CLIP's logits, to see what that is worth."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Change = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) and ids (B,) to log
 
 
 def with_control(fused: Fused, control: Control, scale: float, labels: Tensor) -> Fused:
-    """The fused teacher with CLIP's logits changed; its features stay.
+    """The fused teacher with CLIP's logits changed; its features stay the same.
 
-    `scale` is what CLIP's cosines were multiplied by, `labels` int64 (N,) those of all training
-    images, on the teacher's device. `cosines`: CLIP's logits are the cosines themselves.
-    `shuffled`: as `shuffle` has it.
+    `scale` is the factor from CLIP's cosines to its logits. `labels`, int64 (N,), are those of all
+    training images, on the teacher's device. With `cosines`, CLIP's logits are divided by `scale`.
+    With `shuffled`, they are those of `shuffle`.
     """
 
     def cosines(logits: Tensor, ids: Tensor) -> Tensor:
@@ -39,32 +39,32 @@ def with_control(fused: Fused, control: Control, scale: float, labels: Tensor) -
 
 
 def shuffle(logits: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
-    """Each row of logits (B, C) in another order, but for the logit of its label, which stays.
+    """Each row of logits (B, C) in another order; only the logit of the row's label stays.
 
     The order follows from the image's id alone, so it is the same in every epoch and for every
-    seed. What the row says of the right class and how its probability is spread remain; which of
-    the other classes are alike is lost.
+    seed. The probability of the right class stays, and so do the other probabilities as a set;
+    which of the other classes have which probability is lost.
     """
     classes = torch.arange(logits.shape[1], device=logits.device)
     own = labels[:, None]
     keys = _mixed(ids[:, None] * logits.shape[1] + classes)
-    # Of each row the other classes in random order; the largest key puts its own class last.
+    # For each row the other classes in random order. The largest key puts the label last.
     sources = keys.scatter(1, own, torch.iinfo(torch.int64).max).argsort(1)
-    # And in their own order: those from the label on are one further.
+    # The other classes in rising order: numbers from the label on move up by one.
     others = classes + (classes >= own)
     targets = torch.where(classes == len(classes) - 1, own, others)
     return logits.scatter(1, targets, logits.gather(1, sources))
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """A hash of each int64, in the manner of MurmurHash3's last steps. Products overflow."""
+    """A hash of each int64, like the last steps of MurmurHash3; its products overflow."""
     for factor in (-0x00AE502812AA7333, -0x3B314601E57A13AD):
         numbers = (numbers ^ (numbers >> 33)) * factor
     return numbers
 
 
 class Changed(Teacher):
-    """A teacher with other logits."""
+    """A teacher whose logits `change` replaces; its features stay the same."""
 
     def __init__(self, teacher: Teacher, change: Change):
         self.teacher, self.change = teacher, change

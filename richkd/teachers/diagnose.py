@@ -23,7 +23,7 @@ from richkd.teachers.choose import (
 )
 from richkd.teachers.fusion import Recipe, semantic_closeness
 
-PAPER_ALPHA = 0.7  # what the other choices are compared with where params.yaml names no alpha
+PAPER_ALPHA = 0.7  # the alpha of the reference where `fusion.alpha` is auto
 HEADINGS = {
     "accuracy": "accuracy, %",
     "nll_tempered": "NLL at best T",
@@ -37,7 +37,8 @@ Row = dict[str, Any]
 class Choice(NamedTuple):
     """A way to fuse: the alignment, how alpha is chosen, and the recipe that follows.
 
-    `chosen` is `given`, `auto` or `per class`; `low` and `high` are the spread of the choice.
+    `chosen` is `given`, `auto` or `per class`. For `auto`, `low` and `high` are the middle 95 % of
+    the alphas on bootstrap draws.
     """
 
     align: str
@@ -48,10 +49,10 @@ class Choice(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """The recipe that `params.yaml` names, and what is written and said about it.
+    """The recipe that `params.yaml` asks for, and what is written and printed about it.
 
     `summary` is the content of `metrics/fusion.json`, `tables` has the rows of the tables in
-    `metrics/fusion` by their names, and `lines` is for the person who waits.
+    `metrics/fusion` by their names, and `lines` are printed.
     """
 
     recipe: Recipe
@@ -66,10 +67,11 @@ def diagnose(
     validation: Validation,
     classes: np.ndarray,
 ) -> Diagnosis:
-    """Choose the fused teacher as `settings.fusion` says, and measure all that could be chosen.
+    """Choose the fused teacher as `settings.fusion` says, and measure all possible choices.
 
-    `settings` also has `calibration`; `tables` as in `Recipe`; `classes` are the unit embeddings of
-    the class names, (C, D). Raises InputError where the choice is not possible.
+    `settings` has `fusion` and `calibration`, `tables` is as in `Recipe`, and `classes` are the
+    unit embeddings of the class names, (C, D). Raises InputError where the choice that
+    `settings.fusion` asks for is not possible.
     """
     found, lines = _choices(settings.fusion, tables, validation)
     shipped = _shipped(settings.fusion, found)
@@ -91,10 +93,10 @@ def diagnose(
 def _choices(
     settings: Fusion, tables: dict[str, str], validation: Validation
 ) -> tuple[list[Choice], list[str]]:
-    """All choices that are possible, and a line about each one that is not.
+    """All possible choices, and lines on those that are not possible and on an alpha a class.
 
-    The first is the reference: align none and the alpha of `settings`, or PAPER_ALPHA where that is
-    auto. Raises InputError where the choice that `settings` names is not possible.
+    The first choice is the reference: align none, and the alpha of `settings`, or PAPER_ALPHA where
+    `settings` has auto. Raises InputError where the choice of `settings` is not possible.
     """
     alpha = PAPER_ALPHA if settings.alpha == "auto" else settings.alpha
     plain = Recipe(alpha, alpha, {"teacher": 1.0, "clip": 1.0}, tables)
@@ -121,7 +123,7 @@ def _choices(
 
 
 def _chosen(alignment: str, given: Recipe, validation: Validation) -> tuple[list[Choice], str]:
-    """The choices `auto` and, where it wins, `per class`, and a line on whether it does."""
+    """The choice `auto`; also `per class` where that wins; and a line on whether it wins."""
     scaled = validation.scaled(given)
     alpha, low, high = choose_with_spread(scaled)
     auto = Choice(alignment, "auto", given._replace(alpha=alpha), low, high)
@@ -142,7 +144,7 @@ def _chosen(alignment: str, given: Recipe, validation: Validation) -> tuple[list
 
 
 def _shipped(settings: Fusion, found: Sequence[Choice]) -> Choice:
-    """The choice that `settings` names; `auto` in place of an alpha a class that does not win."""
+    """The choice that `settings` asks for; `auto` where an alpha for each class does not win."""
     wanted = ["given"] if settings.alpha != "auto" else ["auto"]
     wanted += ["per class"] * settings.per_class
     choice = [x for x in found if x.align == settings.align and x.chosen in wanted][-1]
@@ -150,7 +152,7 @@ def _shipped(settings: Fusion, found: Sequence[Choice]) -> Choice:
     return choice._replace(recipe=choice.recipe._replace(lam=lam))
 
 
-# --- their figures ------------------------------------------------------------------------------
+# --- the figures of the choices -----------------------------------------------------------------
 
 
 def measure_choices(
@@ -158,10 +160,10 @@ def measure_choices(
 ) -> list[Row]:
     """The rows of `metrics/fusion/choices.csv`: `richkd.evaluate.summary.CHOICE_COLUMNS`.
 
-    In a bootstrap draw the images differ, and each choice stays what it is.
+    Bootstrap draws vary the images alone: no choice is fitted again on a draw.
     """
     images = len(validation.labels)
-    counts = np.vstack([np.ones(images), bootstrap_counts(images)])  # of all images, of each draw
+    counts = np.vstack([np.ones(images), bootstrap_counts(images)])  # row 0: each image once
     rows: list[Row] = []
     reference: dict[str, np.ndarray] = {}
     for choice in found:
@@ -197,7 +199,7 @@ def _per_image(
     probabilities = np.exp(log_probabilities)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     bins = calibration.reliability_curve(probabilities, labels, settings.bins)["hi"]
-    gaps = np.zeros((len(labels), len(bins)))  # in the column of the image's bin
+    gaps = np.zeros((len(labels), len(bins)))  # an image's gap stands in the column of its bin
     gaps[images, np.searchsorted(bins, confidence)] = confidence - right
     tempered = np.full(len(labels), np.nan)
     if temperature is not None:
@@ -214,7 +216,7 @@ def _per_image(
 def measure_curve(
     found: Sequence[Choice], grid: Sequence[float], validation: Validation, bins: int
 ) -> list[Row]:
-    """The rows of `metrics/fusion/alpha.csv`: of each alignment, over the alphas of the grid."""
+    """The rows of `metrics/fusion/alpha.csv`: for each alignment, the alphas of the grid."""
     rows, labels = [], validation.labels
     for choice in found:
         for alpha in grid if choice.chosen == "given" else ():
@@ -239,7 +241,7 @@ def _scores(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> dict[st
 def measure_models(
     recipe: Recipe, validation: Validation, classes: np.ndarray, settings: Calibration
 ) -> tuple[dict[str, dict[str, float]], list[Row]]:
-    """Figures of the teacher and CLIP as they are and of the fused teacher; rows of answers.csv."""
+    """Figures of the teacher, CLIP and the fused teacher; the rows of `answers.csv`."""
     labels, figures, answers = validation.labels, {}, []
     for name, mixed in (
         ("teacher", validation.teacher.astype(float)),
@@ -258,7 +260,7 @@ def measure_models(
 
 
 def short_table(rows: Sequence[Row]) -> str:
-    """`measure_choices` to read: shares in %, and two metrics with their gains and intervals."""
+    """The rows of `measure_choices` as text; two metrics also with their gain's interval."""
     lines = []
     for row in rows:
         alpha = f"{row['chosen']} {row['alpha']:.3g}"

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 class Fused(Teacher):
-    """Both teachers are asked for the same views, and what they answer is mixed."""
+    """Mixes what both teachers answer for the same views."""
 
     def __init__(
         self, recipe: Recipe, teacher: Teacher, clip: Teacher, device: torch.device | None = None
     ):
-        """`device` is that of the teachers' answers."""
+        """`device` is where the teachers' answers are."""
         self.recipe, self.teacher, self.clip = recipe, teacher, clip
-        # Made once: a copy to a GPU in every step would wait, and no CUDA graph may hold one.
+        # Made once: a copy to the GPU in every step would make the host wait, and a CUDA graph
+        # cannot hold such a copy.
         self.class_alphas = torch.tensor(recipe.class_alphas, device=device)
 
     @property

@@ -32,9 +32,9 @@ class Recipe(NamedTuple):
     """How the fused teacher is made, and from which tables.
 
     The dicts have the keys `teacher` and `clip`. `scales`: factors of the logits before they are
-    mixed. `tables`: fingerprints of the tables that the recipe was written for. With `standardize`
-    each row of logits has mean 0 and deviation 1 before its factor. `class_alphas`: an alpha for
-    each class in place of `alpha`, which is then their common one; empty: all have `alpha`.
+    mixed. `tables`: fingerprints of the tables that the recipe was written for. `standardize`: each
+    row of logits is brought to mean 0 and deviation 1 before it is multiplied by its factor.
+    `class_alphas`: an alpha for each class, fitted from `alpha`; empty: `alpha` for all classes.
     """
 
     alpha: Share
@@ -47,9 +47,10 @@ class Recipe(NamedTuple):
     def mix(self, teacher: Array, clip: Array, class_alphas: Array | None = None) -> Array:
         """z_F of both teachers' logits (..., classes), torch or numpy.
 
-        With an alpha a_k for each class k, z_F[k] = a_k z_T[k] + (1 - a_k) z_C[k], where rows of
-        both have mean 0; for torch the a_k are given once more, as a tensor on the device. A number
-        added to all logits of a row of either teacher changes no softmax of z_F.
+        With an alpha a_k for each class k, z_F[k] = z_C[k] + a_k d[k], where d is z_T - z_C less
+        its mean over the classes. For torch the argument `class_alphas` has the a_k as a tensor on
+        the device. A number added to all logits of a row of either teacher changes no softmax of
+        z_F.
         """
         teacher, clip = self.scale("teacher", teacher), self.scale("clip", clip)
         if not self.class_alphas:
@@ -57,8 +58,8 @@ class Recipe(NamedTuple):
         alphas: Any = class_alphas
         if alphas is None:
             alphas = np.asarray(self.class_alphas, np.float32)
-        # A table has its rows up to a number added to all logits. An alpha a class would turn that
-        # into another number for each class, so the mean goes first.
+        # A table holds each row up to a number added to all its logits. An alpha for each class
+        # would turn this number into a different one for each class, so the mean is subtracted.
         difference = teacher - clip
         return clip + alphas * (difference - difference.mean(-1)[..., None])
 
@@ -66,11 +67,11 @@ class Recipe(NamedTuple):
         """The logits (..., classes) of `teacher` or `clip` as they enter the mixture."""
         if self.standardize:
             logits = standardize(logits)
-        # A product with 1 changes nothing, but would be a kernel of a GPU in every step.
+        # A product with 1 changes nothing, but would be one more GPU kernel in every step.
         return logits if self.scales[name] == 1 else self.scales[name] * logits
 
     def to_dict(self) -> dict[str, Any]:
-        """What is recorded: fields that have their default value are left out."""
+        """The fields as they are saved; those with their default value are left out."""
         default = self._field_defaults
         return {
             key: value
@@ -85,8 +86,8 @@ class Recipe(NamedTuple):
 def standardize(logits: Array) -> Array:
     """Each row of (..., classes) with mean 0 and sample standard deviation 1, torch or numpy.
 
-    As `richkd.losses.standardize` has it: Sun et al., "Logit Standardization in Knowledge
-    Distillation", CVPR 2024.
+    The same formula as in `richkd.losses.standardize`: Sun et al., "Logit Standardization in
+    Knowledge Distillation", CVPR 2024.
     """
     centred = logits - logits.mean(-1)[..., None]
     return centred / (1e-7 + row_deviations(logits))[..., None]
@@ -100,12 +101,12 @@ def row_deviations(logits: Array) -> Array:
 
 
 def table_fingerprints() -> dict[str, str]:
-    """The fingerprint of each teacher's table: of what it was made from, and of what it holds."""
+    """A fingerprint of each teacher's table: of its content and of what it was made from."""
     return {name: sha256(f"cache/{name}/cache.json") for name in ("teacher", "clip")}
 
 
 def load_recipe() -> Recipe:
-    """What the stage `fusion` has written; InputError where there is none, or a damaged one."""
+    """The recipe that the stage `fusion` wrote; InputError where it is missing or damaged."""
     if not FUSED.exists():
         raise InputError(f"{FUSED} is not there: run `dvc repro fusion`")
     recipe: Recipe = read_json(FUSED, Recipe)

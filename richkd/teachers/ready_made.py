@@ -28,8 +28,8 @@ MDISTILLER = Preprocessing((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 class ReadyMade(NamedTuple):
     """A classifier, the preprocessing of its input, and where its weights come from.
 
-    preprocessing.center is None where nothing says how files are cut for the classifier. data maps
-    the source of the weights to their hash or version. img_size is that of `models.create`.
+    preprocessing.center is None where nothing says how image files are cut for the classifier. data
+    maps the source of the weights to their hash or version. img_size is that of `models.create`.
     """
 
     arch: str
@@ -54,7 +54,7 @@ def obtain(p: ReadyMadeTeacher, num_classes: int) -> ReadyMade:
 
 
 def _preprocessing(p: CheckpointTeacher) -> Preprocessing:
-    """What params.yaml says, or else timm."""
+    """The preprocessing that params.yaml names, or else timm's own."""
     if p.mean and p.std:
         return Preprocessing(p.mean, p.std)
     timm = models.published_input(p.arch, p.img_size)
