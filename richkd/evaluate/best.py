@@ -1,4 +1,4 @@
-"""Which student is the best one, chosen without the test images, and which it is compared with."""
+"""Choose the best student without the test images, and the student that it is compared with."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,8 +18,8 @@ class Best(NamedTuple):
 def choose_baseline(variants: Mapping[str, Variant]) -> str:
     """The student that all others are compared with.
 
-    That is the first variant under the teacher `teacher`; `ce`, where there is none, or where it
-    is the only variant.
+    That is the first variant under the teacher `teacher`. Without such a variant, or if there is no
+    other variant, it is `ce`.
     """
     under_teacher = [name for name, variant in variants.items() if variant.teacher == "teacher"]
     return under_teacher[0] if under_teacher and len(variants) > 1 else ALONE
@@ -28,8 +28,9 @@ def choose_baseline(variants: Mapping[str, Variant]) -> str:
 def choose_best(summary: Summary, variants: Mapping[str, Variant]) -> Best:
     """The student of the highest validation accuracy, the first of equals.
 
-    Without validation images the last variant of params.yaml. The reference is the baseline; where
-    the best student is the baseline itself, `ce`.
+    Without validation images it is the last variant of params.yaml. The reference is the baseline,
+    or `ce` if the best student is the baseline. If the best student is `ce` and the baseline too,
+    there is no reference.
     """
     students = [ALONE, *variants]
     if "validation_accuracy" in summary[ALONE]:

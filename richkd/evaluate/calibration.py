@@ -18,7 +18,7 @@ from richkd.params import Calibration
 
 Curve = dict[str, np.ndarray]
 
-NOISE = 1e-14  # of a mean of 64-bit numbers, as a share of their mean size
+NOISE = 1e-14  # rounding error of a mean of 64-bit numbers, as a share of their mean size
 
 
 # --- all figures of one set of images -----------------------------------------------------------
@@ -27,10 +27,10 @@ NOISE = 1e-14  # of a mean of 64-bit numbers, as a share of their mean size
 def measure(
     logits: np.ndarray, labels: np.ndarray, settings: Calibration, temperature: float | None
 ) -> tuple[dict[str, float], Curve]:
-    """The figures of one set of images by name, and its `reliability_curve`.
+    """The figures of one set of images by name, and the set's `reliability_curve`.
 
-    Logits (samples, classes), any float dtype, and labels (samples,). Where there is a
-    `temperature`, `ece_tempered` and `nll_tempered` are those of the logits divided by it.
+    Logits (samples, classes), any float dtype, and labels (samples,). With a `temperature` there
+    are also `ece_tempered` and `nll_tempered`, of the logits divided by the temperature.
     """
     logits, bins = logits.astype(float), settings.bins
     probabilities = softmax(logits, axis=1)
@@ -69,7 +69,7 @@ def reliability_curve(probabilities: ArrayLike, labels: ArrayLike, bins: int = 1
 
 
 def pool_curves(curves: Sequence[Curve]) -> Curve:
-    """Reliability curves of several sets, with the same number of bins, as one of all samples."""
+    """One reliability curve of all samples, from the curves of several sets with the same bins."""
     together = {key: np.concatenate([curve[key] for curve in curves]) for key in curves[0]}
     lo, first, bins = np.unique(together["lo"], return_index=True, return_inverse=True)
     count = np.bincount(bins, together["count"])

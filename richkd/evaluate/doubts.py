@@ -1,4 +1,4 @@
-"""What a reader must know before the results are believed: sentences for the top of the page."""
+"""What a reader must know before believing the results: sentences for the top of the report."""
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -9,11 +9,11 @@ import pandas as pd
 from richkd.evaluate.scores import LARGEST, read_logits
 from richkd.evaluate.seeds import loss_terms
 
-ERRORS = 3  # binomial standard deviations that an accuracy must be above chance
+ERRORS = 3  # binomial standard deviations by which an accuracy must exceed chance
 
 
 def at_chance(accuracies: Mapping[str, Mapping[str, float]], labels: np.ndarray) -> list[str]:
-    """Models of which a run is no better than to always answer the most frequent class.
+    """Models with a run that is hardly better than to always answer the most frequent class.
 
     `accuracies` has each model's top-1 accuracies by seed, on the images of `labels`, (N,).
     """
@@ -30,7 +30,7 @@ def at_chance(accuracies: Mapping[str, Mapping[str, float]], labels: np.ndarray)
 
 
 def clipped(models: Sequence[str], labels: np.ndarray) -> list[str]:
-    """Models of which a logit on the test images was out of range, so that it was clipped."""
+    """Models with clipped logits on the test images, since they were out of range."""
     counts = {}
     for model in models:
         logits = read_logits(model, "test", (None, len(labels), None), labels, "r")
@@ -44,7 +44,7 @@ def clipped(models: Sequence[str], labels: np.ndarray) -> list[str]:
 
 
 def not_finite(curves: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Models of which a loss term was not finite: the first epoch of each."""
+    """Models with a loss term that was not finite, and the first epoch where it was not."""
     found = []
     for model, table in curves.items():
         terms = loss_terms(table)
@@ -63,8 +63,8 @@ def not_finite(curves: Mapping[str, pd.DataFrame]) -> list[str]:
 def better_choice(choices: pd.DataFrame) -> list[str]:
     """The fused teacher that would have been more accurate, if one surely would have been.
 
-    `choices` as in `CHOICE_COLUMNS`. A choice surely is where the 95 % interval of its gain in
-    accuracy lies above the whole interval of the choice that the students learn from.
+    `choices` as in `CHOICE_COLUMNS`. A choice surely is more accurate if the 95 % interval of its
+    gain in accuracy lies above the whole interval of the choice that the students learn from.
     """
     if choices.empty:
         return []

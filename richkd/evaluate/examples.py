@@ -28,9 +28,9 @@ class Example(NamedTuple):
 def choose_examples(correct: Mapping[str, np.ndarray], best: Best) -> list[Example]:
     """The first test image of each kind of agreement or disagreement that occurs, none twice.
 
-    `correct` has for each model whether its answers are right, (N,) bool. Kinds come in pairs, for
-    and against a model, so that a model's gains are not shown without its losses. Without a
-    reference no students are compared.
+    `correct` has for each model whether its answers are right, (N,) bool. Kinds for a model come
+    with kinds against it, so that its gains are not shown without its losses. Without a reference
+    no two students are compared.
     """
     teacher, clip, fused = (correct[model] for model in TEACHERS)
     student, reference = correct[best.student], best.reference
@@ -60,8 +60,8 @@ def choose_examples(correct: Mapping[str, np.ndarray], best: Best) -> list[Examp
 def cards(
     models: Sequence[str], best: Best, test: Split | Manifest, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The examples of a page, with each model's answer."""
-    # The first seed's: an example shows one model's answer, not a mean.
+    """The examples as `report.html` takes them, with each model's answer."""
+    # Of the first seed: an example shows the answer of one run, not a mean.
     shape = None, len(test.labels), len(classes)
     logits = {model: read_logits(model, "test", shape, test.labels, "r")[0] for model in models}
     answers = {model: scores.argmax(1) for model, scores in logits.items()}
@@ -87,7 +87,7 @@ def cards(
 
 
 def picture_uri(test: Split | Manifest, index: int) -> str:
-    """A test image as the source of an image; one from a file has at most 192 pixels a side."""
+    """A test image as a data URI; an image from a file is reduced to at most 192 pixels a side."""
     if isinstance(test, Split):
         image = Image.fromarray(test.images[index])
     else:

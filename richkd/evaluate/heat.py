@@ -13,7 +13,7 @@ from richkd.evaluate.summary import signed
 
 
 class Heat(NamedTuple):
-    """How the cells of a table are coloured, between which ends, and written."""
+    """The values `low` and `high` at the ends of the colour map, and how `text` writes a cell."""
 
     low: float
     high: float
@@ -27,8 +27,8 @@ PERCENT = Heat(0, 100, "cividis", "{:.0f}".format)
 def corruption_tables(models: Sequence[str], best: Best) -> list[dict[str, Any]]:
     """Coloured tables of accuracy by corruption.
 
-    First all models, then by severity the fused teacher, the best student, and what the best
-    student gains against the reference if there is one.
+    The first table has all models. The others are by severity: the fused teacher, the best student
+    and, if there is a reference, what the best student gains against the reference.
     """
     grids = {}
     for model in models:

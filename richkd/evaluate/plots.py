@@ -3,8 +3,8 @@
 The same input gives the same bytes: no dates, and ids hashed with a fixed salt. Figures are made
 without pyplot, so they need no display and leave no state behind.
 
-An SVG is an element of the page: its text is text, and the colours that `DARK` has another one for
-are variables of the page, so that one drawing is legible on the light page and on the dark one.
+An SVG is an element of the page. Its text stays text, and each colour of `DARK` becomes a variable
+of the page, so that one drawing is legible both on the light page and on the dark one.
 """
 
 import hashlib
@@ -25,14 +25,15 @@ from matplotlib.figure import Figure
 # told apart with every common colour blindness, and a grey.
 FIXED_COLORS = {"teacher": "#0072b2", "clip": "#e69f00", "fused": "#009e73", "ce": "#7a7a7a"}
 # All other names take these colours in their order. First comes the rest of Okabe and Ito's palette
-# but its pale yellow, then Paul Tol's palette "muted" but its cyan, too close to the sky blue.
+# without its pale yellow, then Paul Tol's palette "muted" without its cyan, which is too close to
+# the sky blue.
 COLOR_CYCLE = (
     "#000000", "#56b4e9", "#cc79a7", "#d55e00",
     "#332288", "#999933", "#882255", "#ddcc77", "#117733", "#aa4499", "#44aa99", "#cc6677",
 )  # fmt: skip
 # The lines of the fused teacher, by the alignment of its parts.
 ALIGN_COLORS = {"none": "#009e73", "temperature": "#d55e00", "standardize": "#332288"}
-# Colours that could not be seen on the dark page, and what they are there.
+# Colours that cannot be seen on the dark page, and the colours that replace them there.
 DARK = {
     "#000000": "#e8e8e8", "#ffffff": "#16181b", "#dddddd": "#3a3f45",
     "#332288": "#8a7cf0", "#882255": "#d8487f", "#117733": "#5cb85c",
@@ -116,11 +117,11 @@ def training(curves: pd.DataFrame, color: str, term_colors: Mapping[str, str]) -
     return _svg(figure)
 
 
-@matplotlib.rc_context(STYLE | {"font.size": 10})  # shown small
+@matplotlib.rc_context(STYLE | {"font.size": 10})  # large, since the page shows it small
 def reliability(curves: pd.DataFrame, color: str) -> str:
-    """SVG of accuracy against confidence: clean solid, corrupted dashed.
+    """SVG of accuracy against confidence: solid for clean images, dashed for corrupted ones.
 
-    The runs' bins are pooled. Bins of fewer than MIN_BIN_IMAGES images are left out, as noise.
+    The runs' bins are pooled. Bins with fewer than MIN_BIN_IMAGES images are left out as noise.
     """
     figure, axes = _figure(2.4, 2.4)
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
@@ -153,9 +154,9 @@ def overview(
 ) -> bytes:
     """PNG, 1600 x 600: the fused teacher's validation accuracy over alpha, and test accuracies.
 
-    `curve` and `choices` as in `fusion`, `runs` each model's test accuracies, one a seed, and
-    `labels` its name. Where `curve` is empty, the picture has the test accuracies alone and is
-    800 x 600. With more than ten models it is higher.
+    `curve` and `choices` as in `fusion`; `runs` has each model's test accuracies, one for each
+    seed, and `labels` its name. Where `curve` is empty, the picture has the test accuracies alone
+    and is 800 x 600. With more than ten models it is higher.
     """
     width, height = 4 if curve.empty else 8, max(3, 0.3 * len(runs))
     figure = Figure(figsize=(width, height), dpi=200)
@@ -208,7 +209,7 @@ def _over_alpha(
 def _test_accuracies(
     axes: Axes, runs: Mapping[str, Sequence[float]], labels: Mapping[str, str]
 ) -> None:
-    """A row a model: its mean, a bar of one standard error, and a tick for each seed."""
+    """A row for each model: its mean, a bar of one standard error, a tick for each seed."""
     color = colors(runs)
     for row, (model, accuracies) in enumerate(runs.items()):
         percents = 100 * np.array(accuracies)
@@ -251,7 +252,7 @@ def _svg(figure: Figure) -> str:
     svg = _save(figure, "svg", metadata, transparent=True).decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub("|".join(DARK), lambda color: f"var(--{color[0][1:]})", svg)
-    # The page has several SVGs, and each id once.
+    # The page has several SVGs, and no id may occur twice.
     own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
 

@@ -1,8 +1,8 @@
 """One experiment's results as a page to read.
 
-Reads what the other stages wrote, below the working directory, without torch. Models come in the
-order teacher, clip, fused, ce, then the variants as in params.yaml. The same files, params and
-commit give the same page.
+Reads the files that the other stages wrote, below the working directory, without torch. The order
+of models is teacher, clip, fused, ce, then the variants as in params.yaml. The same files, params
+and commit give the same page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ EXPLANATIONS = {
     ALONE: "labels alone",
 }
 IN_SENTENCES = {"teacher": "the teacher", "clip": "CLIP", "fused": "the fused teacher"}
-# The files that the results follow from.
+# The results follow from these files.
 SOURCES = ("params.yaml", "dvc.yaml", "richkd", "stages")
 CONTROLS = {"cosines": "plain cosines", "shuffled": "logits shuffled among the other classes"}
 QUADRANTS = ("confident_correct", "confident_wrong", "unsure_correct", "unsure_wrong")
@@ -161,7 +161,7 @@ def _template() -> Template:
 
 
 def count_images(split: str) -> int:
-    """Images in a split, from its file's header."""
+    """The number of images in a split, from the header of its file."""
     path = f"data/{split}.safetensors"
     with reading(path), safe_open(path, "numpy") as file:
         images: int = file.get_slice("labels").get_shape()[0]
@@ -169,7 +169,7 @@ def count_images(split: str) -> int:
 
 
 def shown_metrics(summary: Summary) -> list[str]:
-    """The metrics of the table of results that this experiment has."""
+    """The columns of the table of results: the metrics of COLUMNS that this experiment has."""
     return [metric for metric in COLUMNS if metric in summary["teacher"]]
 
 
@@ -202,8 +202,8 @@ def explain(variant: Variant) -> str:
 def mixture(fusion: SimpleNamespace, choices: pd.DataFrame) -> dict[str, Any]:
     """The alpha and lambda of the fused teacher, and for each how it was chosen.
 
-    `fusion` has `alpha` and `lam` as in params.yaml. `choices` as in CHOICE_COLUMNS. Without
-    validation images it is empty, nothing is aligned, and both are numbers.
+    `fusion` has `alpha` and `lam` as in params.yaml, `choices` is as in CHOICE_COLUMNS. Without
+    validation images `choices` is empty, `alpha` and `lam` are numbers, and nothing is aligned.
     """
     alpha, how, align = fusion.alpha, "as given in params.yaml", "none"
     if not choices.empty:
@@ -242,11 +242,11 @@ def against(difference: Difference, metric: str) -> str:
     return text
 
 
-# --- its parts ----------------------------------------------------------------------------------
+# --- the parts of the page ----------------------------------------------------------------------
 
 
 def _results(summary: Summary) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """A row a model: its cells, and whether each is to be bold."""
+    """A row for each model: its cells, and whether each is bold."""
     bold = {metric: best_students(summary, metric) for metric in shown_metrics(summary)}
     return [
         (
@@ -258,7 +258,7 @@ def _results(summary: Summary) -> list[tuple[str, list[tuple[str, bool]]]]:
 
 
 def _differences(summary: Summary, baseline: str) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """A row a student but the baseline: its cells, and whether each difference is shown."""
+    """A row for each student but the baseline: its cells, and whether each counts as shown."""
     return [
         (student, [(against(gain, metric), gain.shown) for metric, gain in gains.items()])
         for student, gains in differences(summary, baseline).items()

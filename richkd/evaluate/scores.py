@@ -2,9 +2,9 @@
 
 `predictions/<name>/` holds `seeds.json`, the names of the runs, such as `["seed0", "seed1"]`;
 float32 `validation.npy`, `test.npy` and `shifted/<set>.npy`, each (seeds, N, C); and float16
-`corrupted.npy` (seeds, corruptions, severities, N, C). Each row of
-`corrupted.npy` has had its largest logit subtracted. Where the corrupted images were skipped, the
-number of corruptions is 0. All logits are finite: `limit` clips those of a model that diverged.
+`corrupted.npy` (seeds, corruptions, severities, N, C). In `corrupted.npy` each row's largest logit
+has been subtracted from the row. Where the corrupted images were skipped, the number of corruptions
+is 0. All logits are finite: `limit` clips those of a model that diverged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -140,7 +140,7 @@ def limit(logits: np.ndarray, largest: float = LARGEST) -> int:
     number of 32 bits.
     """
     if logits.min(initial=0) >= -largest and logits.max(initial=0) <= largest:
-        return 0  # without an array of their sizes
+        return 0  # early, to save the array of absolute values below
     outside = ~(np.abs(logits) <= largest)
     np.nan_to_num(logits, copy=False, nan=-largest)
     np.clip(logits, -largest, largest, out=logits)
@@ -164,8 +164,8 @@ def hit_rate(logits: np.ndarray, labels: np.ndarray, top: int) -> float:
 def accuracy_among(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:
     """Share of rows of `logits` (N, C) that are right (N,) where `classes` are the only answers.
 
-    The papers of ImageNet-R and ImageNet-A measure so: the logits of classes that the set does not
-    have are left out.
+    The papers of ImageNet-R and ImageNet-A measure in this way: they leave out the logits of
+    classes that the set does not have.
     """
     present = np.sort(classes)  # so that the first class is the answer where logits are equal
     return float((present[logits[:, present].argmax(1)] == labels).mean())
@@ -216,10 +216,10 @@ def score(
 ) -> None:
     """Write `metrics/evaluate/<name>.json` and `.csv`, accuracy by corruption and severity.
 
-    `labels` (N,) are the test images', `corruptions` come from `corrupted_sets`. `imagenet` says
-    whether the data set is ImageNet with its 1,000 classes: with all corruptions at all severities
-    the mean corruption errors are written, too. `retained` is the accuracy on corrupted images as a
-    share of that on clean ones; 0 where no clean image is right.
+    `labels` (N,) are those of the test images, `corruptions` come from `corrupted_sets`. `imagenet`
+    says whether the data set is ImageNet with its 1,000 classes: then, with all corruptions at all
+    severities, the mean corruption errors are written too. `retained` is the accuracy on corrupted
+    images as a share of the accuracy on clean images; 0 where no clean image is right.
     """
     seeds = read_seeds(name)
     clean = read_logits(name, "test", (len(seeds), len(labels), None), labels)
@@ -250,7 +250,7 @@ def score(
 
 
 def _corrupted_figures(accuracies: pd.Series, clean: float, comparable: bool) -> dict[str, float]:
-    """Of one run, from its accuracy by corruption and severity, and that on clean images."""
+    """The figures of one run, from its accuracy by corruption and severity and on clean images."""
     overall = float(np.mean(accuracies.to_numpy()))
     figures = {"corrupted_top1": overall, "retained": overall / clean if clean else 0.0}
     by_corruption = accuracies.groupby("corruption").mean()
@@ -285,8 +285,8 @@ def agreements(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """For each model the share of the clean test images with the same answer as each teacher.
 
-    `{model: {teacher: figures}}`, the figures by seed in the shape of `summarize`. Teachers have
-    one run; a teacher is not compared with itself.
+    Returns `{model: {teacher: figures}}`, where figures are as `summarize` returns them. Teachers
+    have one run, and no teacher is compared with itself.
     """
     answers = {model: _answers(model) for model in dict.fromkeys([*models, *teachers])}
     of_teachers = {teacher: next(iter(answers[teacher].values())) for teacher in teachers}
@@ -306,10 +306,10 @@ def agreements(
 
 
 def class_table(models: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """A row a class: its name, its clean test images, and each model's accuracy on them.
+    """A row for each class: its name, its number of clean test images, each model's accuracy.
 
-    `labels` (N,) are the test images'. Accuracies are means over seeds; of a class without images
-    they are missing.
+    `labels` (N,) are those of the test images. Accuracies are means over seeds; for a class without
+    images they are missing.
     """
     images = np.bincount(labels, minlength=len(classes))
     table = pd.DataFrame({"class": list(classes), "images": images})

@@ -16,13 +16,13 @@ def _has_mean(figures: dict[str, float]) -> dict[str, float]:
     return figures
 
 
-# What `summarize` returns for one metric, and the metrics of a model.
+# What `summarize` returns for one metric of a model, and for all of them.
 Figures = Annotated[dict[str, FiniteFloat], AfterValidator(_has_mean)]
 Metrics = dict[str, Figures]
 
 
-# The columns of `metrics/curves/<name>.csv` that are always there, beside one for each loss term.
-# Not every epoch has a validation accuracy. A model that is trained here also has `test_accuracy`.
+# The columns that `metrics/curves/<name>.csv` always has, beside one for each loss term. Not every
+# epoch has a validation accuracy. Models that are trained here also have `test_accuracy`.
 CURVES = {"epoch": int, "validation_accuracy": float, "seed": int}
 
 
@@ -38,7 +38,7 @@ def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str,
     """`{seed: {metric: value}}` to `{metric: {mean, sd, seed: value, ...}}`.
 
     sd is the sample's standard deviation (n - 1); with one seed it is left out. A metric that some
-    seeds lack has neither mean nor sd, which would be those of fewer seeds than other metrics'.
+    seeds lack has neither mean nor sd, since these would be of fewer seeds than for other metrics.
     """
     summary = {}
     for metric in dict.fromkeys(metric for result in results.values() for metric in result):
@@ -54,8 +54,8 @@ def write_training(
 ) -> None:
     """Write `metrics/curves/<name>.csv` and, with results by seed, `metrics/train/<name>.json`.
 
-    `curves` has a row for each seed and epoch. Columns that the plots need and `curves` lacks are
-    written empty. Without results the training goes on.
+    `curves` has a row for each seed and epoch. Columns of CURVES that `curves` lacks are written
+    empty. `results` is None while the training still goes on.
     """
     columns = dict.fromkeys([*curves, *CURVES])
     with replacing(f"metrics/curves/{name}.csv") as part:
@@ -72,8 +72,8 @@ def write_training(
 class Difference(NamedTuple):
     """A model minus a reference, seed by seed.
 
-    `mean` of the differences and its `standard_error`: their sample's standard deviation over the
-    root of the number of seeds. One seed has no standard error.
+    `mean` is the mean difference. Its `standard_error` is the sample's standard deviation of the
+    differences, divided by the root of the number of seeds; None with one seed.
     """
 
     mean: float
@@ -89,9 +89,8 @@ class Difference(NamedTuple):
 def paired(values: Mapping[str, float], reference: Mapping[str, float]) -> Difference:
     """The difference of one metric of two models, each `{seed: value}`, over their common seeds.
 
-    A seed decides the order and the augmentation of the training images for both models, so a pair
-    shares this part of the spread, and its difference is without it. ValueError where the models
-    have no seed in common.
+    A seed decides the order and the augmentation of the training images for both models, so this
+    part of the spread cancels in the difference. ValueError where the models have no common seed.
     """
     differences = [values[seed] - reference[seed] for seed in values if seed in reference]
     if not differences:

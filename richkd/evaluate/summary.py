@@ -1,4 +1,4 @@
-"""One experiment's results in numbers, for `dvc metrics diff` and for tables, and in sentences.
+"""One experiment's results: numbers for `dvc metrics diff` and for tables, and sentences.
 
 Reads the metrics that the other stages wrote, below the working directory. Files of variants that
 params.yaml no longer names may still be there; only the files of the models asked for are read.
@@ -22,7 +22,7 @@ ALONE = "ce"  # the student trained on labels alone, which every experiment has
 
 
 class Column(NamedTuple):
-    """How a metric is shown: its heading, and the number that it is multiplied by."""
+    """How a metric is shown: its heading, and `scale`, the number that it is multiplied by."""
 
     heading: str
     scale: float
@@ -30,7 +30,8 @@ class Column(NamedTuple):
     more_is_better: bool
 
 
-# The table of results. All are of clean images but those that say `corrupted`.
+# The columns of the table of results. All are of clean images, except `mce` and those whose heading
+# says corrupted or corruption.
 COLUMNS = {
     "top1": Column("top-1, %", 100, 1, True),
     "top5": Column("top-5, %", 100, 1, True),
@@ -102,7 +103,7 @@ class Mixture(TypedDict):
 
 
 class Fusion(TypedDict):
-    """`metrics/fusion.json`, as the stage `fusion` writes it where there are validation images."""
+    """`metrics/fusion.json`, as the stage `fusion` writes it with validation images."""
 
     teacher: Mixture
     clip: Mixture
@@ -111,7 +112,7 @@ class Fusion(TypedDict):
 
 
 class Cached(TypedDict):
-    """`metrics/cache/clip.json`, as the stage `cache` writes it where there are such images."""
+    """`metrics/cache/clip.json`, as the stage `cache` writes it with validation images."""
 
     validation_accuracy: FiniteFloat
     single_prompt_accuracy: Figures
@@ -130,11 +131,12 @@ ALPHA_COLUMNS = {
 # measured on the validation images. Both files are empty where there are no such images.
 # - `align`: as above. `chosen`: how alpha was chosen. `given` is the number in params.yaml, or the
 #   paper's 0.7 where `fusion.alpha` is auto; `auto` the alpha of the lowest NLL at the mixture's
-#   best temperature; `per class` an alpha a class, whose row is there only where that wins on
-#   images that it was not fitted on.
-# - `alpha`: the alpha, `per class` the common one. `alpha_low` and `alpha_high`: the middle 95 % of
-#   the choices on bootstrap draws of the images, for `auto` alone.
-# - `temperature`: the best one of the mixture, and `nll_tempered`: the NLL there; empty if none is.
+#   best temperature; `per class` an alpha for each class. The row `per class` is there only if it
+#   wins on images that it was not fitted on.
+# - `alpha`: the alpha; for `per class` the common alpha. `alpha_low` and `alpha_high`: the middle
+#   95 % of the choices on bootstrap draws of the images, for `auto` alone.
+# - `temperature`: the best temperature of the mixture, and `nll_tempered`: the NLL there. Both are
+#   empty if no temperature is best.
 # - For each of CHOICE_METRICS: the value, and in `<metric>_gain`, `_gain_low` and `_gain_high` its
 #   difference to the first row, align none and alpha given, with the 95 % interval of that
 #   difference on bootstrap draws of the images. More accuracy is better, and less of all else.
@@ -160,12 +162,15 @@ Empty = Annotated[dict[str, Any], Field(max_length=0)]  # where there are no val
 def read_summary(models: Sequence[str]) -> Summary:
     """All metrics of the models, means and seed by seed.
 
-    Accuracies after training (`train_accuracy`, `validation_accuracy`) and what
-    `metrics/train` has beside them; everything else is of test images: `metrics/evaluate`; the
-    clean part of `metrics/calibrate` under its own names, the corrupted part, a mean over the
-    corrupted sets as the accuracy is, with `corrupted_` in front; and `agreement_<teacher>`, the
-    share of the clean images with the teacher's answer. Metrics that need validation images are
-    left out where there are none, and tempered ones where a run has no best temperature.
+    - From `metrics/train`: `train_accuracy`, `validation_accuracy` and all that stands beside them.
+    All other metrics are of test images:
+    - from `metrics/evaluate`: all;
+    - from `metrics/calibrate`: the clean part under its own names, and the corrupted part, means
+      over the corrupted sets, with `corrupted_` in front;
+    - `agreement_<teacher>`: the share of the clean images with the teacher's answer.
+
+    Metrics that need validation images are left out where there are none, and tempered metrics
+    where a run has no best temperature.
     """
     summary = {model: _read_metrics(model) for model in models}
     for model, shares in agreements(models, TEACHERS).items():
@@ -202,7 +207,7 @@ def _values(figures: Mapping[str, float]) -> Values:
 
 
 def _after_training(model: str, seed: str) -> Metrics:
-    """The metrics of `metrics/train`; for CLIP and the fused teacher, of one seed, validation."""
+    """The metrics of `metrics/train`; for CLIP and the fused teacher the validation accuracy."""
     if model == "fused":
         fusion = read_json("metrics/fusion.json", Fusion | Empty)
         accuracy = fusion["fused"]["accuracy"] if fusion else None
@@ -226,7 +231,7 @@ def headline(summary: Summary) -> dict[str, dict[str, float]]:
 
 
 def results_table(summary: Summary) -> pd.DataFrame:
-    """Everything, a row a run and metric: model, seed, metric, value."""
+    """All metrics, a row for each run and metric: model, seed, metric, value."""
     rows = [
         (model, int(seed.removeprefix("seed")), metric, value)
         for model, metrics in summary.items()
@@ -237,9 +242,10 @@ def results_table(summary: Summary) -> pd.DataFrame:
 
 
 def summary_table(summary: Summary) -> pd.DataFrame:
-    """One row a model: model, seeds (how many), and means of the table of results, with their sd.
+    """A row for each model: model, number of seeds, and each metric's mean and sd.
 
-    Validation accuracy comes first. What is not there is an empty cell.
+    Validation accuracy comes first, then the table of results. A metric that a model lacks is an
+    empty cell.
     """
     rows = []
     for model, metrics in summary.items():
@@ -272,15 +278,15 @@ def differences(summary: Summary, reference: str) -> dict[str, dict[str, Differe
 
 
 def compare(summary: Summary, student: str, reference: str, metric: str) -> Difference:
-    """What `student` has more of `metric` than `reference`, paired by seed."""
+    """The `metric` of `student` minus that of `reference`, paired by seed."""
     return paired(summary[student][metric].by_seed, summary[reference][metric].by_seed)
 
 
 def best_students(summary: Summary, metric: str) -> set[str]:
     """The students to set in bold: the best mean, and all within one standard error of it.
 
-    The standard error is that of the paired difference from the best. With one seed there is none,
-    so the best and its equals alone are set in bold.
+    The standard error is that of the paired difference from the best. With one seed there is no
+    standard error, so only the best and its equals are set in bold.
     """
     students = [model for model in summary if model not in TEACHERS]
     sign = 1 if COLUMNS[metric].more_is_better else -1
@@ -350,5 +356,5 @@ def _accuracies(summary: Summary) -> list[tuple[str, str]]:
 
 def signed(value: float, decimals: int = 1) -> str:
     """`value` rounded, with its sign; a zero is +0."""
-    # Adding 0 takes the sign off a zero that rounding left negative.
+    # Adding 0 turns the -0 that rounding may give into 0.
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
