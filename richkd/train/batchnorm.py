@@ -12,9 +12,9 @@ from richkd.base import distributed
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, in place, with each BatchNorm over the batch of all processes while it trains.
 
-    Parameters, buffers and their names stay the same, and alone a process keeps its model as it
-    is. Gradients are those of the sum of the processes' losses. Every process must have as many
-    images, and a layer its own weights, running statistics and momentum, as they have by default.
+    Parameters, buffers and their names stay the same, and a single process keeps its model as it
+    is. Gradients are those of the sum of the processes' losses. All processes must have equally
+    many images. Each layer must have weights, running statistics and momentum, as by default.
     """
     if distributed.processes() == 1:
         return model
@@ -23,7 +23,7 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         # torch's own function would lose the activation in timm's BatchNormAct2d.
         return convert_sync_batchnorm(model)
-    for module in model.modules():  # torch's takes no tensors of a CPU
+    for module in model.modules():  # torch's SyncBatchNorm does not run on CPUs
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = SynchronisedBatchNorm
         elif type(module) is BatchNormAct2d:
@@ -32,10 +32,10 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def count_apart(model: nn.Module) -> list[Tensor]:
-    """The counters of the model's BatchNorms, which from here on its steps leave as they are.
+    """Stop the model's BatchNorms from counting their batches; returns their counters.
 
-    A counter is a kernel of a GPU in every step, and nothing reads it while the model trains. Who
-    trains the model adds the number of steps.
+    Counting takes one more GPU kernel for each layer and step, and nothing reads the counters while
+    the model trains. The training loop adds the number of steps to them instead.
     """
     modules: list[nn.Module] = []
     for module in model.modules():
@@ -47,7 +47,7 @@ def count_apart(model: nn.Module) -> list[Tensor]:
 
 
 class _Uncounted(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm with running statistics and a momentum of its own, as a layer by default has."""
+    """BatchNorm that does not count its batches; needs running statistics and a momentum."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(
@@ -74,9 +74,9 @@ UNCOUNTED = {nn.BatchNorm1d: UncountedBatchNorm1d, nn.BatchNorm2d: UncountedBatc
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Of floating rows (N, channels, ...), N the same in every process; on a CPU."""
+    """BatchNorm of all processes' images, (N, channels, ...) with one N everywhere; on CPUs."""
 
-    # Torch's own types allow None; a layer by default has all of them.
+    # Torch's own types allow None; by default a layer has all of these.
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -91,8 +91,9 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             # nn.BatchNorm's own kernel, several times faster than var_mean where channels are last.
             rows = x.to(self.running_mean.dtype)  # under autocast x has 16 bits
             own = torch.stack(torch.batch_norm_update_stats(rows, None, None, 0.0))
-            # The variance is the mean within the processes and that between them. Squares of the
-            # whole batch would take as few messages, but lose digits where the mean is large.
+            # The variance is the mean variance within the processes plus the variance between
+            # their means. A mean of squares would take as few messages, but would lose digits where
+            # the mean is large.
             means, variances = distributed.gather(own[None]).unbind(1)
             between, mean = torch.var_mean(means, 0, correction=0)
             var = variances.mean(0) + between
@@ -104,7 +105,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class SynchronisedBatchNormAct(SynchronisedBatchNorm):
-    """timm's BatchNormAct2d: dropout and an activation follow."""
+    """The same for timm's BatchNormAct2d, where dropout and an activation follow."""
 
     drop: nn.Module
     act: nn.Module
@@ -118,7 +119,7 @@ class _Normalise(torch.autograd.Function):
     """BatchNorm by the given statistics, which follow from x in all processes."""
 
     @staticmethod
-    def forward(  # its arguments are torch's to pass on: they cannot be one
+    def forward(  # torch passes the arguments on one by one: they cannot be one tuple
         ctx: Any,
         x: Tensor,
         weight: Tensor,

@@ -1,10 +1,10 @@
-"""Training by SGD, several students side by side where asked.
+"""Training by SGD, of one classifier or of several side by side.
 
-A batch is two index vectors, image ids and view ids. Images that live on the device and teachers
-that are tables (`richkd.teachers.table`) are looked up by them: there is no DataLoader, no teacher
-in the loop and no wait for the device in a step, which on a GPU is captured once and then replayed
-as a CUDA graph. Images in files come from threads that read ahead (`richkd.data.imagesets`), and
-the conventional teacher runs along.
+A batch is two index vectors, image ids and view ids. Images in arrays live on the device, and
+teachers are tables (`richkd.teachers.table`); a step looks both up by the two vectors. So a step
+has no DataLoader, runs no teacher and does not wait for the device. On a GPU the step is captured
+once and then replayed as a CUDA graph. Images in files come from threads that read ahead
+(`richkd.data.imagesets`), and the conventional teacher runs along with the student.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ if TYPE_CHECKING:  # a stage that trains without a teacher does not depend on th
     from richkd.data.imagesets import FileSet
     from richkd.teachers.teacher import Teacher
 
-VALIDATIONS = 10  # a run; validating after every epoch would double the time of a small one
-# From 2.14 on torch finds a graph's generators itself, and warns of being told.
+VALIDATIONS = 10  # in a run; one after every epoch would double the time of a small run
+# From 2.14 on torch finds a graph's generators itself, and warns if they are registered.
 REGISTERS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
-WARM_UP = 3  # steps of a length before its graph is captured: cuDNN picks kernels, buffers appear
+# Steps with a batch of one length before the graph of this length is captured. In these steps cuDNN
+# chooses its kernels and buffers are made.
+WARM_UP = 3
 
 
 class Sources(NamedTuple):
-    """What batches are made from, and what the model is measured on, images with their labels."""
+    """What batches are made from; and images with their labels that the model is measured on."""
 
     images: ResidentSet | FileSet
     validation: tuple[Images, Tensor]
@@ -55,7 +57,7 @@ class Sources(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How one model is trained, and where; `lower` names the params to lower if it diverges."""
+    """How one model is trained; `lower` names the params to lower if the training diverges."""
 
     training: Training
     runtime: Runtime
@@ -67,22 +69,23 @@ class Run:
     """The training of one model, and of what its objective learns, to its last epoch.
 
     `objective(output, batch)` returns the loss terms by name, `loss` first, as
-    `richkd.train.objective.Objective` does. `history` has a row an epoch: the mean of each loss
-    term, the training accuracy and, ten times a run, the accuracies on the validation and the test
-    images if there are any. `after_epoch` is called when a row is there.
+    `richkd.train.objective.Objective` does. `history` has a row for each epoch: the mean of each
+    loss term, the training accuracy and, in about ten epochs of a run, the accuracies on the
+    validation and the test images if there are any. `after_epoch` is called when a row is complete.
 
-    The checkpoint is written after the first epoch, after the last, and between them where
-    `Checkpoint.due` says so: a killed run loses at most that time and an epoch.
+    The checkpoint is written after the first epoch, after the last, and after each epoch between
+    them for which `Checkpoint.due` says so. A killed run loses at most `resume.SECONDS` and an
+    epoch.
 
-    What is random in an epoch follows from the seed and the epoch's number alone, so a run that
-    goes on from its checkpoint ends, on a CPU, bit for bit where the unbroken one does. The model
-    is left as the last epoch leaves it.
+    All randomness in an epoch follows from the seed and the epoch's number alone. So a run that
+    goes on from its checkpoint ends, on a CPU, with the same bits as a run that was not killed. The
+    model is left as the last epoch leaves it.
 
-    A last batch of one image is left out, since BatchNorm needs two. Each of several processes
-    (`richkd.base.distributed`) trains on its share of every batch; a last batch is cut to a
-    multiple of their number. A line says how many images an epoch leaves out. Gradients,
+    A last batch of one image is left out, since BatchNorm needs two. With several processes
+    (`richkd.base.distributed`) each trains on its share of every batch; an epoch's last batch is
+    cut to a multiple of their number. A line says how many images an epoch leaves out. Gradients,
     BatchNorm's statistics and CRD's banks are those of the whole batch, so the number of processes
-    changes only that last batch and the rounding, and the learning rate stays as it is.
+    changes only the last batch and the rounding, and the learning rate stays as it is.
     `richkd.train.batchnorm` changes the model's layers for this.
     """
 
@@ -95,7 +98,7 @@ class Run:
         checkpoint: Checkpoint,
         title: str,
     ):
-        """InputError where the batch does not divide among the processes, or graphs cannot be."""
+        """InputError for a batch that does not divide, and for CUDA graphs that are impossible."""
         self.images, self.validation, self.teacher, self.test = sources
         self.after_epoch: Callable[[], None] = lambda: None
         self.training, self.runtime, self.seed, self.lower = plan
@@ -110,7 +113,7 @@ class Run:
                 f"{distributed.processes()} processes: choose another batch_size"
             )
         full, rest = divmod(len(self.images), self.batch_size)
-        # With fewer images than processes the last batch gives some process nothing.
+        # A last batch with fewer images than processes is dropped: some process would get nothing.
         self.rest = rest - rest % distributed.processes() if rest > 1 else 0
         self.steps = full + (self.rest > 0)
         if self.rest < rest:
@@ -138,11 +141,11 @@ class Run:
         self.losses: Callable[..., tuple[dict[str, Tensor], Tensor]] = self._losses
         if self.runtime.step == "compile":
             _check_compiler(self.device)
-            # One compilation a length of the batch; our own graph captures what is compiled.
+            # One compilation for each length of a batch; our own graph captures the compiled code.
             self.losses = torch.compile(self._losses, dynamic=False)
         self.parameters = [*self.model.parameters(), *objective.parameters()]
         self.optimizer = self._optimizer()
-        # A graph reads the rate from the device; as a number it would stay what it was at capture.
+        # A graph reads the rate from the device: a number would stay as it was at the capture.
         self.rate = torch.zeros((), device=self.device) if self.graphs else None
         self.sent = 0.0  # the value of `rate`
         self.scheduler = _schedule(self.optimizer, self.training, self.steps)
@@ -152,7 +155,7 @@ class Run:
         self._resume()
 
     def _graphs_wanted(self) -> bool:
-        """Whether steps are captured as CUDA graphs; InputError where they must be and cannot."""
+        """Whether steps are captured as CUDA graphs; InputError if asked for but impossible."""
         # Threads that decode files would work on the device in the middle of a capture.
         resident = isinstance(self.images, ResidentSet)
         possible = self.device.type == "cuda" and distributed.processes() == 1 and resident
@@ -244,7 +247,7 @@ class Run:
     def _step(self, ids: Tensor, view_ids: Tensor) -> None:
         labels = self.images.labels[ids]
         batch = self.objective.draw(Batch(labels, ids, view_ids, self.draw))
-        # The first step, which sets CRD's normalisers, differs: it is not worth a compilation.
+        # The first step sets CRD's normalisers, so its code differs: it is not compiled.
         losses = self._losses if self.sums is None else self.losses
         terms, logits = losses(self.images.batch(ids, view_ids), batch)
         self.optimizer.zero_grad()
@@ -258,7 +261,7 @@ class Run:
         self.sums += values
 
     def _update(self) -> None:
-        """The optimizer's step. A graph reads the rate from the device, all else from the host."""
+        """The optimizer's step. Its rate is on the device for a graph, otherwise on the host."""
         (group,) = self.optimizer.param_groups
         rate = group["lr"]
         if self.rate is not None:
@@ -267,22 +270,22 @@ class Run:
         group["lr"] = rate
 
     def _send_rate(self) -> None:
-        """Send the rate to the device, where a graph reads it and the device has another one."""
+        """Send the rate to the device, if a graph reads it and it has changed."""
         rate = self.optimizer.param_groups[0]["lr"]
         if self.rate is not None and rate != self.sent:
             self.rate.fill_(rate)
             self.sent = rate
 
     def _seed_layers(self, step: int) -> None:
-        """Let what layers draw in a step, as dropout does, follow from the seed and the step alone.
+        """Let the random numbers of layers such as dropout follow from the seed and step alone.
 
-        Runs side by side draw from the same generator of torch, so it is set for every step.
+        Runs side by side draw from one generator of torch, so it is seeded for every step.
         """
         text = f"{self.seed} {step} {distributed.rank()}"
         self.layers_draw.manual_seed(zlib.crc32(text.encode()))
 
     def _launch(self, ids: Tensor, view_ids: Tensor) -> None:
-        """A step, as it is or as the graph of its length."""
+        """Run a step, directly or by replaying the graph for a batch of this length."""
         length = len(ids)
         self.seen[length] += 1
         if not self.graphs or self.seen[length] <= WARM_UP:
@@ -300,9 +303,9 @@ class Run:
         graph = torch.cuda.CUDAGraph()
         if REGISTERS:
             graph.register_generator_state(self.draw)
-        # Others, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
+        # Other code, such as torch.compile, may free cuBLAS's workspace: the graph gets its own.
         torch._C._cuda_clearCublasWorkspaces()
-        # thread_local: threads that meanwhile gather rows into pinned memory do not break it.
+        # thread_local: threads that gather rows into pinned memory do not break the capture.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self._step(*inputs)
         torch._C._cuda_clearCublasWorkspaces()
@@ -343,7 +346,7 @@ class Run:
         return found
 
     def _refuse(self, wrong: str | None) -> None:
-        """InputError if something is wrong after the last epoch of the history."""
+        """InputError that names the last epoch of the history, if `wrong` says what is wrong."""
         if wrong:
             raise InputError(
                 f"{self.title}: diverged in epoch {len(self.history)}, {wrong}: lower {self.lower}"
@@ -351,11 +354,11 @@ class Run:
 
 
 def fit(runs: Sequence[Run], threads: int | None = None) -> None:
-    """Train all to their ends, a step of each in turn; on a GPU each has a stream of its own.
+    """Train all runs to their ends, a step of each in turn; on a GPU each has its own stream.
 
-    Where a small student leaves a GPU idle, several take little longer than one. With `threads`,
-    on a CPU, the runs do not take turns: each has a thread of Python, and so many threads within
-    torch's operations. Raises InputError for a loss that is not finite.
+    Where a small student leaves a GPU idle, several take little longer than one. With `threads`, on
+    a CPU, the runs do not take turns: each has a Python thread of its own, and torch's operations
+    in it use `threads` threads. Raises InputError where a run diverges.
     """
     if threads:
         _fit_in_threads(runs, threads)

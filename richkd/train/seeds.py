@@ -1,4 +1,4 @@
-"""Train one classifier a seed and keep all there is to keep of it."""
+"""Train one classifier for each seed; save its weights, its record and its metrics."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ MakeObjective = Callable[[nn.Module, "Teacher"], Objective]
 
 
 class Job(NamedTuple):
-    """What is trained: `training.arch`, once a seed, to `models/<name>`.
+    """What is trained: `training.arch`, once for each seed, into `models/<name>`.
 
-    The result follows from `params`, from the content of the files `inputs`, the calling script
-    among them, and from the data: a run that was killed goes on only where all are the same. The
-    params are recorded beside the weights.
+    The result follows from `params`, from the data, and from the content of the files `inputs`, the
+    calling script among them. A killed run goes on only where all of these are the same. `params`
+    are recorded beside the weights.
     """
 
     name: str
@@ -69,7 +69,7 @@ class TrainingData:
 
     def __init__(self, views: Views, runtime: Runtime):
         self.device = engine.pick_device(runtime.device, runtime.deterministic)
-        # Convolutions have it anyway: torch's own default for them.
+        # For products of matrices alone: torch uses TF32 in convolutions by default.
         torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
         self.runtime = runtime
         info = load_info("data/info.json")
@@ -93,13 +93,13 @@ def train_seeds(
     teacher: Teacher | None = None,
     make_objective: MakeObjective | None = None,
 ) -> None:
-    """Train the job's classifier once a seed, as many seeds at once as `runtime` says.
+    """Train the job's classifier for each seed, `runtime.seeds_at_once` of them side by side.
 
-    With a teacher, `make_objective(model, teacher)` makes the objective of one seed, and the
-    teacher that it gets is the run's own reader; without one the objective is cross entropy.
+    With a teacher, `make_objective(model, teacher)` makes the objective of one seed; its argument
+    is the run's own reader of the teacher. Without a teacher the objective is cross entropy.
     Writes `models/<name>/seed<n>.safetensors` and `.json`. `write(name, curves, results)` writes
-    the metrics, since training knows nothing of evaluation; while seeds train, without results.
-    InputError where memory is too small.
+    the metrics, since this room does not import `richkd.evaluate`; while seeds train, results is
+    None. InputError where memory is too small.
     """
     key = resume.key([job.name, to_dict(job.params)], [*DATA, TEST, *job.inputs])
     first = distributed.rank() == 0
@@ -134,9 +134,9 @@ def train_seeds(
 
 
 class Curves:
-    """The histories of all seeds so far, written while they train, at most once in `SHOWN` seconds.
+    """The histories of all seeds so far, written at most once in `SHOWN` seconds of training.
 
-    So `dvc plots` shows a run as it goes.
+    So `dvc plots` shows a run while it goes on.
     """
 
     def __init__(self, name: str, write: Writer):
@@ -146,7 +146,7 @@ class Curves:
 
     def follow(self, run: Run) -> None:
         """Write the curves anew after each epoch of this run too."""
-        self.rows[run.seed] = list(run.history)  # of a run that goes on
+        self.rows[run.seed] = list(run.history)  # empty unless the run goes on from a checkpoint
         run.after_epoch = lambda: self.show(run)
 
     def show(self, run: Run) -> None:
@@ -166,12 +166,13 @@ class Curves:
 
 
 def threads_each(job: Job, data: TrainingData, at_once: int) -> int | None:
-    """How many threads each of the runs side by side has; None where they take turns.
+    """How many threads each of the runs side by side has; None where the runs take turns.
 
-    On a CPU, two operations of a small network at a time are faster than one in two threads. Taking
-    turns remains where an order matters: with several processes, which exchange numbers; with
-    images in files, since runs share the reader of the validation images; for networks of other
-    libraries, whose dropout draws from the one generator of the process.
+    On a CPU, two operations of a small network at the same time, in one thread each, are faster
+    than one operation after the other in two threads. Runs still take turns where the order of
+    their steps matters: with several processes, which exchange numbers; with images in files, since runs
+    share the reader of the validation images; for networks of other libraries, whose dropout draws
+    from the one generator of the process.
     """
     resident = isinstance(data.train, ResidentSet)
     alone = data.device.type == "cpu" and distributed.processes() == 1
@@ -208,8 +209,8 @@ def _prepare(
 def _keep(job: Job, data: TrainingData, run: Run) -> dict[str, float]:
     """Save a trained classifier; its accuracies after the last epoch.
 
-    `best_test_top1` is the best of the epochs in which the test images were looked at. It stands
-    beside published figures that are the best epoch's. Nothing is chosen by it.
+    `best_test_top1` is the best accuracy of the epochs in which the test images were looked at, for
+    comparison with published figures of the best epoch. Nothing is chosen by it.
     """
     last = run.history[-1]
     names = ["train_accuracy", "validation_accuracy"]
