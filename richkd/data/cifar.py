@@ -31,7 +31,7 @@ class Archive(NamedTuple):
     classes: int
     train_per_class: int
     test_per_class: int
-    # Of the superclasses, where there are some: the keys of labels and names, and their number.
+    # For superclasses, if there are some: the keys of their labels and names, and their number.
     coarse: tuple[str, str, int] | None = None
 
 
@@ -162,7 +162,7 @@ def _refuse_nested(values: Any) -> None:
 
 
 def read_cifar(path: Path | str, name: str) -> tuple[Split, Split, list[str], dict[str, str]]:
-    """Training images, test images, the classes' names, and by a class's name its superclass's.
+    """Training images, test images, the classes' names, and {class's name: superclass's name}.
 
     Names have spaces between words. CIFAR-10 has no superclasses.
 

@@ -1,10 +1,10 @@
-"""Images in folders, one folder a class: ImageNet and any other set. The files stay where they are.
+"""Images in folders, one folder for each class: ImageNet and other sets. The files stay in place.
 
-A class is a folder's name with its letters composed (Unicode's NFC): "é" can be written as one
-character or as two, which some systems and archives change.
-Every file is opened once, to get its size and to see whether it is whole. A JPEG is whole if its
-last two bytes are the end mark; other files are decoded. A JPEG that is damaged in the middle is
-found only when it is decoded later.
+The name of a class is the folder's name with composed letters (Unicode's NFC): "é" can be written
+as one character or as two, and some systems and archives change one into the other.
+Every file is opened once, to get its size and to see whether it is whole. A JPEG counts as whole if
+its last two bytes are the end mark; other files are decoded. A JPEG that is damaged in the middle
+is found only later, when it is decoded.
 """
 
 import json
@@ -30,14 +30,14 @@ from richkd.params import Folder, ImageNet
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as everybody uses them
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# What systems put beside the user's files, besides names that begin with a dot.
+# Files and folders that systems put beside the user's files, besides hidden ones (".name").
 LITTER = ("@eadir", "__macosx", "desktop.ini", "thumbs.db")
 END = b"\xff\xd9"  # the end mark of a JPEG
-ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations of EXIF
-NAMES_BYTES = 10**7  # of a file of names, which is read whole
-LISTED = 150  # characters of file names in a line
+ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF's orientations that swap width and height
+NAMES_BYTES = 10**7  # the largest file of class names, which is read whole
+LISTED = 150  # the most characters of file names in one line
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # in ImageNet's devkit
-# Width, height, bytes and plain, as Manifest has them, and whether the image is transparent.
+# Width, height, bytes and plain as in Manifest, and whether the image is transparent.
 Probe = tuple[int, int, int, bool, bool]
 Labelled = tuple[str, int]  # a file's path and its label
 
@@ -58,7 +58,7 @@ def prepare_folders(p: Folder | ImageNet) -> tuple[dict[str, Manifest], Info]:
     unreadable: dict[str, str] = {}
     for part, files in found.items():
         manifest, broken = scan(root, files, part)
-        # As it is written in the params: a temporary copy makes the same records.
+        # The path as in the params, so that a run in a temporary copy writes the same records.
         manifests[part] = manifest._replace(root=str(Path(p.root)))
         unreadable |= broken
     if unreadable:
@@ -104,7 +104,7 @@ def subfolders(path: Path) -> dict[str, str]:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or a folder of this name is none of the user's images."""
+    """Whether a file or a folder of this name is passed over: hidden, or put there by a system."""
     return name.startswith(".") or name.lower() in LITTER
 
 
@@ -149,7 +149,7 @@ def _classes(p: Folder | ImageNet, root: Path) -> list[str]:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether the text can be written: bytes of a file name, and JSON, can be half characters."""
+    """Whether the text can be written as UTF-8: file names and JSON may hold half characters."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -176,7 +176,7 @@ def _check_names(p: Folder, names: Mapping[str, str]) -> None:
     for folder, name in names.items():
         if not name.strip():
             raise InputError(f"the class {folder!r} has the name {name!r}: must be text")
-        # CLIP reads small letters, and takes several spaces for one.
+        # CLIP's tokenizer makes letters small, and takes several spaces for one.
         other = seen.setdefault(" ".join(name.lower().split()), folder)
         if other != folder:
             raise InputError(
@@ -258,7 +258,7 @@ def _report_left_out(path: Path, counts: Mapping[str, int]) -> None:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether it is called an image, and is a file or a link that leads nowhere."""
+    """Whether its name is an image's, and it is a file or a link that leads nowhere."""
     named = entry.name.lower().endswith(SUFFIXES) and not hidden(entry.name)
     return named and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry))
 
@@ -271,7 +271,7 @@ def _images_below(folder: os.DirEntry[str]) -> int:
     """The number of images in the folder and in all folders below it."""
     count = 0
     for place, folders, _ in os.walk(folder):
-        folders[:] = [name for name in folders if not hidden(name)]  # the only ones to walk on to
+        folders[:] = [name for name in folders if not hidden(name)]  # os.walk enters only these
         count += _images_in(place)
     return count
 
@@ -387,9 +387,9 @@ def _probe_all(root: Path, paths: Sequence[str]) -> list[Probe | str]:
 
 
 def probe(path: Path) -> Probe | str:
-    """What is to know of a file that can be read, or why it cannot be read.
+    """The facts about a file that can be read, or the reason why it cannot be read.
 
-    The reason is empty for a file that is damaged.
+    The reason is an empty text for a file that is damaged.
     """
     try:
         with open(path, "rb") as file, open_image(file) as image:

@@ -51,7 +51,7 @@ def read_bytes(path: Path | str) -> Tensor:
 def jpeg_decoder() -> Callable[..., Any]:
     """TorchCodec's `decode_jpeg`. InputError if TorchCodec cannot be loaded.
 
-    It is loaded when the first JPEG is decoded: a data set of arrays does not need it.
+    TorchCodec is loaded when the first JPEG is decoded: a data set of arrays does not need it.
     """
     try:
         from torchcodec.decoders import decode_jpeg
@@ -64,7 +64,7 @@ def jpeg_decoder() -> Callable[..., Any]:
 
 
 def decode(path: Path | str) -> Tensor:
-    """RGB uint8 (3, H, W), upright; what is transparent lies on white.
+    """RGB uint8 (3, H, W), upright; transparent parts are laid on white.
 
     Raises InputError for a file that is damaged, too large or of another format.
     """
@@ -72,8 +72,8 @@ def decode(path: Path | str) -> Tensor:
     if content[:2].tolist() == [0xFF, 0xD8]:
         decode_jpeg = jpeg_decoder()
         try:
-            # PIL reads the header: the size, before anything is that large, and the orientation,
-            # since TorchCodec does not know that of XMP.
+            # PIL reads the header first: the size, before memory for the pixels is taken, and the
+            # orientation, since TorchCodec does not know the orientation in XMP.
             with open_image(BytesIO(content.numpy().data)) as image:
                 if orientation(image) == 1:
                     return decode_jpeg(content, mode="RGB")
@@ -144,8 +144,10 @@ class FileSet:
         self.refused = self.refused_before = 0
         # The memory of `batch`, as large as the largest batch so far.
         self.pixels = torch.empty(0, 3, self.center.size, self.center.size, device=device)
-        self.batches: Iterator[list[tuple[int, int]]] = iter(())  # that nobody reads yet
-        # Batches that threads read; a GPU has the pixels after the event.
+        self.batches: Iterator[list[tuple[int, int]]] = iter(
+            ()
+        )  # of the epoch, not yet given to threads
+        # Batches that threads are reading. A GPU has the pixels once the event has happened.
         self.ahead: deque[Future[tuple[Tensor, torch.cuda.Event | None]]] = deque()
 
     def __len__(self) -> int:

@@ -10,27 +10,27 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from richkd.base.errors import InputError, one_line
 
-# Of the files' content, whatever their names say.
+# By a file's content, whatever its name says.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-REFUSED = ("AVIF", "ICO", "JPEG2000", "PPM")  # known, so that a line says so
+REFUSED = ("AVIF", "ICO", "JPEG2000", "PPM")  # recognised only to name them in the error
 MEGAPIXELS = 100  # of an image: 300 MB as RGB, about a second to decode
-LONGEST = 100  # times the shorter side; resizing multiplies the pixels of a strip
-# PIL would warn of images above a limit of its own. `open_image` has ours.
+LONGEST = 100  # longer side by shorter side: a resized strip could have far more pixels
+# Switches PIL's own limit off, of which PIL would only warn. `open_image` checks ours.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def printable(path: Path | str) -> str:
-    """A path in one line: bytes that are no UTF-8, and control characters, are escaped."""
+    """A path in one line: control characters and bytes that are not UTF-8 are escaped."""
     text = str(path)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 @contextmanager
 def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
-    """An image whose header is read, and no pixel yet.
+    """Open an image: its header is read, its pixels are not yet.
 
-    Raises InputError, whose message is the reason alone, for another format and for an image that
-    is too large; and PIL's errors if the file is damaged.
+    Raises InputError for an image of another format, for one that is too large, and for pixels of
+    32 bits; the message is the reason alone. Raises PIL's errors if the file is damaged.
     """
     try:
         image = Image.open(file, formats=FORMATS)
@@ -50,17 +50,17 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
 
 
 def orientation(image: Image.Image) -> int:
-    """How the image is turned, 1 to 8, by EXIF or else by XMP; 1 is upright."""
+    """How the image is turned, 1 to 8, from EXIF or otherwise from XMP; 1 is upright."""
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def upright(image: Image.Image) -> tuple[Image.Image, bool]:
     """The image, or the first of its frames, upright and in RGB; and whether it is transparent.
 
-    What is transparent lies on white.
+    Transparent parts are laid on white.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey: PIL would make 256 and above white
+    if image.mode.startswith("I"):  # grey of 16 bits: PIL would turn 256 and above into white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -71,7 +71,7 @@ def upright(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def picture(path: Path | str) -> Image.Image:
-    """An image file decoded, as `upright` has it.
+    """The image in a file, decoded, upright and in RGB as by `upright`.
 
     Raises InputError for a file that is damaged, too large or of another format.
     """
@@ -83,11 +83,11 @@ def picture(path: Path | str) -> Image.Image:
 
 
 def undecodable(path: Path | str, error: Exception) -> InputError:
-    """What to raise for an image file that cannot be decoded, for whatever reason."""
+    """The error to raise for an image file that cannot be decoded."""
     reason = one_line(error) or type(error).__name__
     return InputError(f"{printable(path)} cannot be decoded: {reason}")
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """The middle of a picture, its shorter side resized to `side` pixels; a square of that side."""
+    """The middle square of an image, resized to `side` x `side` pixels."""
     return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)

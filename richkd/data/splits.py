@@ -17,7 +17,7 @@ def stratified(labels: Indices, count: int, rng: np.random.Generator, keep: int 
     """`count` different indices into `labels` (N,), sorted, spread over the classes evenly.
 
     `keep` images of each class are never drawn. A larger count from the same state of `rng` gives
-    the same indices and further ones. Raises ValueError if `count` is larger than what there is.
+    the same indices and further ones. Raises ValueError if there are fewer than `count`.
     """
     order, turn, sizes = _in_turns(labels, rng)
     free = turn < sizes - keep
@@ -37,10 +37,10 @@ def share_of_each(labels: Indices, share: float, rng: np.random.Generator) -> In
 
 
 def _in_turns(labels: Indices, rng: np.random.Generator) -> tuple[Indices, Numbers, Numbers]:
-    """The indices into `labels` (N,) in random order; of each its turn, and its class's size.
+    """The indices into `labels` (N,) in random order; for each its turn, and its class's size.
 
-    The turn is the number of an image within its class, from 0: first the first image of every
-    class has its turn, then the second of every class, and so on.
+    The turn is the number of an image within its class, from 0: the first image of every class has
+    turn 0, the second turn 1, and so on.
     """
     order = rng.permutation(len(labels))
     shuffled = labels[order]
@@ -59,12 +59,12 @@ def divide(
 ) -> dict[str, Indices]:
     """Sorted indices into the training images' `labels` (N,) for each part.
 
-    "validation" is a number of images, spread evenly, or as a float a share of each class. It
-    depends only on its size and the seed, and leaves every class an image. "train" is
-    `train_per_class` images a class of the rest, or the whole rest. "captioned" is drawn from the
-    rest too, or is all of it, and can share images with "train". Prints how many classes have no
-    image in a part. Raises InputError if a part is to have more images than there are; it calls a
-    class by its name in `names`, or by its number.
+    "validation" has `validation` images, spread evenly; a float is a share of each class. The part
+    depends only on `validation` and the seed, and leaves every class an image. "train" has
+    `train_per_class` images of each class from the rest, or the whole rest. "captioned" is drawn
+    from the rest too, or is the whole rest, and can share images with "train". Prints how many
+    classes have no image in a part. Raises InputError if a part is to have more images than there
+    are; the message calls a class by its name in `names`, or by its number.
     """
     classes = np.unique(labels)
     held_out = _validation(labels, validation, np.random.default_rng([seed, 0]))
