@@ -33,7 +33,7 @@ class ClassifierRecord(ModelRecord):
     center: RecordedCenter | None
     classes: NotRequired[list[str]]
     image_size: NotRequired[Side]
-    img_size: NotRequired[Side]  # for which a network of timm was made, where it is not timm's
+    img_size: NotRequired[Side]  # of a network of timm that was made for another side
 
 
 Record = Annotated[ClassifierRecord | ClipRecord, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""The device, and running a model on images."""
+"""The choice of the device, and running a model on images."""
 
 import math
 import os
@@ -23,13 +23,12 @@ NO_MEMORY = (
 )
 
 
-WORKERS = (
-    4  # most threads of `predict_side_by_side`: each holds a batch and what a network makes of it
-)
+# The most threads of `predict_side_by_side`: each holds a batch and its activations in memory.
+WORKERS = 4
 
 
 class Images(Protocol):
-    """Normalised images for a model: a tensor (N, 3, H, W), or an object with these of its methods.
+    """Normalised images for a model: a tensor (N, 3, H, W), or an object with these methods.
 
     `richkd.data.imagesets` has such objects for images that do not lie in memory.
     """
@@ -124,10 +123,10 @@ def predict(
 def predict_side_by_side(
     models: Sequence[nn.Module], images: Images, batch_size: int, precision: str = "fp32"
 ) -> Tensor:
-    """The logits of `predict_logits` of each model, (models, N, C).
+    """The logits of `predict_logits` for each model, (models, N, C).
 
-    On a CPU, threads of Python share models and batches: two operations of a small network at a
-    time are faster than one in two threads.
+    On a CPU, Python threads share models and batches: two operations of a small network at the same
+    time, in one thread each, are faster than one operation after the other in two threads.
     """
     threads = torch.get_num_threads()
     workers = min(threads, WORKERS)
@@ -136,7 +135,7 @@ def predict_side_by_side(
         return torch.stack([predict_logits(x, images, batch_size, precision) for x in models])
 
     def answer(model: nn.Module, batch: Tensor) -> Tensor:
-        torch.set_num_threads(threads // workers)  # of this thread alone, but for MKL
+        torch.set_num_threads(threads // workers)  # for this Python thread alone, except for MKL
         return predict(model, batch, batch_size, precision)[0]
 
     parts = []
@@ -155,7 +154,7 @@ def predict_side_by_side(
 def predict_logits(
     model: nn.Module, images: Images, batch_size: int, precision: str = "fp32"
 ) -> Tensor:
-    """The logits of `predict`, for which several processes share the batches."""
+    """The logits of `predict`; several processes share the batches."""
     if distributed.processes() == 1:
         return predict(model, images, batch_size, precision)[0]
     every = torch.arange(len(images), device=images.device).split(batch_size)

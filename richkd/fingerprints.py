@@ -98,9 +98,8 @@ class Code(ast.NodeTransformer):
         return node.orelse if types_only else node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.JoinedStr:
-        self.generic_visit(
-            node
-        )  # Python 3.12 ends some f-strings with an empty text, 3.11 does not
+        # Python 3.12 ends some f-strings with an empty text, 3.11 does not.
+        self.generic_visit(node)
         node.values = [x for x in node.values if not isinstance(x, ast.Constant) or x.value]
         return node
 

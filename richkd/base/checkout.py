@@ -37,7 +37,7 @@ def _candidates(path: Path | str) -> Iterator[Path]:
 
 
 def _copied_from(folder: Path) -> Iterator[Path]:
-    """The folder of the checkout that `folder` belongs to a copy of; of a copy of a copy, both."""
+    """The place of `folder` in the checkout that was copied; of a copy of a copy both places."""
     for parent in folder.parents:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):
             folder = parent.parents[2]

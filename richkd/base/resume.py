@@ -16,8 +16,8 @@ from richkd.base.kept import FOLDER
 
 DIGEST = 64  # bytes at the end of a checkpoint: the SHA-256 of all before, in hexadecimal digits
 PIECE = 2**20  # bytes hashed at once
-# Between two checkpoints of a run. A GPU is idle while one is written: for each epoch that would be
-# half a minute of a run of two minutes.
+# Between two checkpoints of a run. A GPU is idle while a checkpoint is written: one for each epoch
+# would take half a minute of a run of two minutes.
 SECONDS = 20.0
 
 
@@ -43,7 +43,7 @@ class Checkpoint:
 
     def __init__(self, name: str, key: str) -> None:
         self.path, self.key = FOLDER / f"{name}.pt", key
-        self.saved: float | None = None  # when this process last did
+        self.saved: float | None = None  # when this process last saved
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The saved state; None if there is no checkpoint of this experiment, or a damaged one."""

@@ -23,7 +23,7 @@ CHECKPOINT_EVERY = 20  # steps
 class Captioned(NamedTuple):
     """Images to caption: pixels in [0, 1], (N, 3, H, H), labels int64 (N,), the classes' names.
 
-    `superclasses`: by a class's name its superclass's, for captions with {kind}.
+    `superclasses` maps a class's name to its superclass's, for captions with {kind}.
     """
 
     pixels: Tensor

@@ -282,7 +282,7 @@ def templates(prompts: Literal["imagenet80"] | Sequence[str]) -> list[str]:
 
 
 def fill(template: str, superclasses: Mapping[str, str]) -> Callable[[str], str]:
-    """From a class's name to its text: {} is the name, {kind} that of its superclass."""
+    """A function from a class's name to its text: {} is the name, {kind} the superclass's name."""
     return lambda name: template.format(name, kind=superclasses.get(name))
 
 
@@ -295,7 +295,7 @@ def class_embeddings(
 ) -> Tensor:
     """Unit text embeddings (C, D): the mean over the prompts of the unit embeddings, normalised.
 
-    `superclasses`: by a class's name its superclass's, for prompts with {kind}.
+    `superclasses` maps a class's name to its superclass's, for prompts with {kind}.
     """
     import open_clip
 
@@ -327,7 +327,7 @@ class ClipRecord(ModelRecord):
     input: RecordedInput
     center: RecordedCenter | None
     classes: Annotated[list[str], Field(min_length=1)]
-    superclasses: NotRequired[dict[str, str]]  # where the data set has some
+    superclasses: NotRequired[dict[str, str]]  # if the data set has superclasses
     prompts: Annotated[list[str], Field(min_length=1)]
     scale: FiniteFloat
 

@@ -23,7 +23,7 @@ RESIZE_MODES = {"center": "shortest", "squash": "squash"}  # timm's names: ours
 
 
 class Half(ModelOutput):
-    """What one of two heads returns. timm adds both and divides by 2, and so are features."""
+    """What one of two heads returns. timm adds both and divides by 2; features are averaged too."""
 
     def __add__(self, other: tuple[Tensor, ...]) -> Half:  # type: ignore[override]
         return Half(*(one + two for one, two in zip(self, other, strict=True)))
@@ -69,8 +69,8 @@ def check(name: str) -> None:
 def published_input(name: str, img_size: int | None = None) -> PublishedInput:
     """timm's own configuration of `timm/<name>`, a name that passed `check`.
 
-    img_size is the side in pixels for which the network was made, where it is not timm's. Raises
-    InputError where timm's images are not square, or have borders.
+    img_size is the side in pixels for which the network was made, if that is not timm's own side.
+    Raises InputError where timm's images are not square, or have borders.
     """
     published = get_pretrained_cfg(name.removeprefix("timm/"))
     given = {"img_size": img_size} if img_size else {}
@@ -95,13 +95,14 @@ def published_input(name: str, img_size: int | None = None) -> PublishedInput:
 
 
 def build(name: str, num_classes: int, img_size: int | None = None) -> nn.Module:
-    """`timm/<name>`, a name that passed `check`, for images of `img_size` pixels if that is given.
+    """`timm/<name>`, a name that passed `check`; `img_size` is the side of its images if given.
 
-    `feature_dim` is the input of the last linear layer. The features are what timm's
-    `forward_head(…, pre_logits=True)` returns: of a network with two heads the mean of both inputs.
+    `feature_dim` is the width of the last linear layer's input. The features are what timm's
+    `forward_head(…, pre_logits=True)` returns; for a network with two heads the mean of both
+    inputs.
     Where a dropout stands before that layer, features in training are those after the dropout.
     Only ResNets name their `stages`. Raises InputError for a network whose logits do not come from
-    one linear layer, or from the mean of two, and where the network has no `img_size`.
+    one linear layer, or from the mean of two, and for one that cannot be made for `img_size`.
     """
     given: dict[str, Any] = {"img_size": img_size} if img_size else {}
     try:

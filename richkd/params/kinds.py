@@ -26,7 +26,7 @@ def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
 
 
 def _template(text: str) -> str:
-    # Nothing else in braces: `{:>9}` is a width, and `{{` a brace that would be written as one.
+    # No other braces: `{:>9}` would set a width, and `{{` would be written as one brace.
     if text.count("{}") != 1 or re.search("[{}]", text.replace("{}", "").replace("{kind}", "")):
         raise ValueError(
             "must hold {} once, where the class name goes, and no other brace but {kind}, where "

@@ -42,8 +42,8 @@ class CheckpointTeacher:
     path: Text
     sha256: Sha256  # of the file, since DVC does not see it change
     min_accuracy: Share
-    # Of its input. None for both: timm's own configuration of a network of timm says how images are
-    # cut and normalised.
+    # Of the network's input. Without both, timm's configuration of a network of timm says how
+    # images are cut and normalised.
     mean: Means | None = None
     std: Deviations | None = None
     img_size: ImageSide | None = None  # as that of a student
@@ -159,13 +159,13 @@ class Cache:
 class Fusion:
     """Fused logits are alpha z_T + (1 - alpha) z_C; lam mixes the features in the same way.
 
-    What is no given number is fitted on the validation images.
+    Scales and an `auto` alpha are fitted on the validation images.
     """
 
     align: Literal["none", "temperature", "standardize"]  # how both teachers come to one scale
     alpha: Share | Literal["auto"]  # auto: of the lowest NLL at the mixture's best temperature
-    lam: Share | Literal["auto"]  # auto: as alpha
-    per_class: bool  # with alpha auto: an alpha a class, if that is better on held-out images
+    lam: Share | Literal["auto"]  # auto: the same as alpha
+    per_class: bool  # with alpha auto: an alpha for each class, if better on held-out images
     # What to do where a ready-made teacher may have been trained on the validation images.
     seen_validation: Literal["refuse", "allow"]
     grid: ListOf[Share]  # the alphas that the diagnostics try

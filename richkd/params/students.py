@@ -153,8 +153,8 @@ class Nst(Term):
     needs_maps = True
 
 
-# What is changed in CLIP's logits before they are fused. `cosines`: they are the cosines alone, as
-# with clip.logit_scale 1. `shuffled`: those of all classes but the labelled one change places.
+# How CLIP's logits are changed before they are fused. `cosines`: the cosines alone, as with
+# clip.logit_scale 1. `shuffled`: the logits of all classes but the labelled one change places.
 Control = Literal["cosines", "shuffled"]
 
 

@@ -92,11 +92,8 @@ def _torchvision(p: TorchvisionTeacher, num_classes: int) -> ReadyMade:
     model = models.create(name, num_classes)
     try:
         state: dict[str, Any] = chosen.get_state_dict(progress=True, check_hash=True)
-    except (
-        OSError,
-        RuntimeError,
-        HTTPException,
-    ) as error:  # no network, another hash, or half a file
+    # No network, another hash, or half a file.
+    except (OSError, RuntimeError, HTTPException) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
             f"{chosen.url} could not be had ({one_line(error, 100)}): fetch it where there is a "

@@ -377,7 +377,7 @@ def _fit_in_threads(runs: Sequence[Run], threads: int) -> None:
     failed = threading.Event()
 
     def train(run: Run) -> None:
-        torch.set_num_threads(threads)  # of this thread alone, but for MKL, hence `before`
+        torch.set_num_threads(threads)  # for this thread; MKL's is global, hence `before`
         try:
             for _ in run.train():
                 if failed.is_set():

@@ -170,9 +170,9 @@ def threads_each(job: Job, data: TrainingData, at_once: int) -> int | None:
 
     On a CPU, two operations of a small network at the same time, in one thread each, are faster
     than one operation after the other in two threads. Runs still take turns where the order of
-    their steps matters: with several processes, which exchange numbers; with images in files, since runs
-    share the reader of the validation images; for networks of other libraries, whose dropout draws
-    from the one generator of the process.
+    their steps matters: with several processes, which exchange numbers; with images in files, since
+    runs share the reader of the validation images; for networks of other libraries, whose dropout
+    draws from the one generator of the process.
     """
     resident = isinstance(data.train, ResidentSet)
     alone = data.device.type == "cpu" and distributed.processes() == 1
