@@ -57,7 +57,7 @@ def train(
 
 @contextmanager
 def changed_params(folder: Path, changes: Mapping[str, Any]) -> Iterator[None]:
-    """In the block the folder's params.yaml has other values, by the parameters' full names."""
+    """In the block, the folder's params.yaml has the values of `changes`, by full names."""
     path, yaml = folder / "params.yaml", YAML()
     before = path.read_text()
     params = yaml.load(before)

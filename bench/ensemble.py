@@ -1,9 +1,9 @@
 """Is it CLIP, or would any second opinion do? Students of `digits` under two conventional teachers.
 
-The second teacher is the first one with another seed of its training. It takes CLIP's place in the
-fused teacher, with a table of all views like the first one's; alpha is 0.5, as both are alike. Runs
-stages on the outputs of `dvc repro`, in a temporary clone, and compares validation accuracies seed
-by seed. Run it: `python -m bench.ensemble`.
+The second teacher is the first teacher, trained with another seed. It takes CLIP's place in the
+fused teacher, with a table of all views like that of the first teacher; alpha is 0.5, since both
+teachers are alike. Runs stages on the outputs of `dvc repro`, in a temporary clone, and compares
+validation accuracies seed by seed. Run it: `python -m bench.ensemble`.
 """
 
 import shutil

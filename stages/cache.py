@@ -1,4 +1,4 @@
-"""Run a teacher, `teacher` or `clip`, on the views of every training image, once and for all."""
+"""Run a teacher, `teacher` or `clip`, once on the views of every training image; save a table."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -69,7 +69,7 @@ def main(name: str) -> None:
 
 
 def cached_view_ids(views: Views | RandomResizedCrop, cached: str) -> Sequence[int]:
-    """The views that the table holds: of a teacher that runs along none."""
+    """The views that the table holds; none for a teacher that runs along."""
     if cached == "online":
         return []
     if cached == "center":
@@ -83,7 +83,7 @@ def single_prompts(
 ) -> dict[str, float]:
     """The zero-shot accuracy with each prompt alone, and the mean of these accuracies.
 
-    Their distance from the accuracy with all prompts is what the ensemble of prompts adds.
+    The accuracy with all prompts minus this mean is what the ensemble of prompts adds.
     """
     result, tokens_of = {}, tokenizer(record["model"])
     superclasses = record.get("superclasses", {})

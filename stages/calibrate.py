@@ -11,8 +11,8 @@ from richkd.evaluate.scores import read_logits, read_seeds
 from richkd.evaluate.seeds import summarize
 from stages import run, variant_names
 
-# More logits of corrupted images would take minutes a model: with more, every 2nd image is
-# measured, or every 3rd, and so on.
+# More logits of corrupted images would take minutes for each model. With more, only every 2nd image
+# is measured, or every 3rd, and so on.
 MAX_CORRUPTED_LOGITS = 200_000_000
 NO_TEMPERATURE = (
     "no tempered figures, since there is no best temperature: on the validation images all answers "
@@ -59,11 +59,11 @@ def main(name: str) -> None:
 def measure_sets(
     logits: np.ndarray, labels: np.ndarray, settings: params.Calibration, temperature: float | None
 ) -> tuple[dict[str, float], calibration.Curve]:
-    """The mean of each figure over the corrupted sets, as the accuracy is one.
+    """The mean of each figure over the corrupted sets, and the reliability curve of all images.
 
-    Logits (corruptions, severities, N, C), labels (N,). In one large set of all images, a model
-    that is too sure under one corruption and not sure enough under another would seem calibrated.
-    The reliability curve is of all images together.
+    Logits (corruptions, severities, N, C), labels (N,). Means over the sets, as for accuracy: in
+    one large set of all images, a model that is too sure under one corruption and not sure enough
+    under another would seem calibrated.
     """
     measured = [
         calibration.measure(of_set, labels, settings, temperature)

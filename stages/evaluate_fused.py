@@ -1,4 +1,4 @@
-"""The fused teacher's logits on all images: the saved ones of the teacher and CLIP, fused."""
+"""The fused teacher's logits on all images, mixed from those saved of the teacher and CLIP."""
 
 import numpy as np
 
@@ -18,8 +18,8 @@ def main() -> None:
         teacher = read_logits("teacher", part, shape, mode="r")
         clip = read_logits("clip", part, teacher.shape, mode="r")
         fused = np.empty_like(teacher)
-        # Teachers have one seed. A row is an image, or one corruption of all images, so that the
-        # corrupted images do not have to fit into memory in 32 bits.
+        # Teachers have one seed. Each turn mixes the logits of one image, or those of all images
+        # under one corruption, so that not all corrupted images are in memory in 32 bits.
         for out, teacher_logits, clip_logits in zip(fused[0], teacher[0], clip[0], strict=True):
             # Mixed in 32 bits, saved in the dtype of the parts.
             out[...] = recipe.mix(teacher_logits.astype(np.float32), clip_logits.astype(np.float32))

@@ -1,9 +1,9 @@
 """Choose the fused teacher on the validation images, before training, and write its recipe.
 
-The paper's own argument, measured: over alpha, the accuracy, likelihood and calibration of the
-fused teacher; how often each teacher is confident and wrong; how close in meaning to the true
-class its remaining probability lies. And what each way to choose the fused teacher gains. Without
-validation images there is nothing to look at, and all metrics come out empty.
+Measures what the paper argues with: the accuracy, likelihood and calibration of the fused teacher
+over alpha; how often each teacher is confident and wrong; how close in meaning to the true class
+its remaining probability lies. Also measures what each way to choose the fused teacher gains.
+Without validation images nothing can be measured, and all metrics are empty.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ from richkd.teachers.diagnose import diagnose
 from richkd.teachers.fusion import Recipe, table_fingerprints
 from stages import run
 
-# More logits or images than this would take minutes: with more, every 2nd image is looked at, or
-# every 3rd, and so on.
+# More logits or images than this would take minutes. With more, only every 2nd image is looked at,
+# or every 3rd, and so on.
 MAX_LOGITS, MAX_IMAGES = 2_000_000, 20_000
 SEEN = (
     "the ready-made teacher may have been trained on the validation images: all that is measured "
