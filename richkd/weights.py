@@ -44,7 +44,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of the CPU; where the system does not tell it, that of its architecture."""
+    """The name of the CPU, or of its architecture if the system does not tell the CPU's name."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return found[1] if found else platform.machine()

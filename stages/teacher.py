@@ -60,7 +60,7 @@ def use_ready_made(
     preprocessing = found.preprocessing
     if center is None:
         preprocessing = preprocessing._replace(center=None)
-    elif preprocessing.center is None:  # nothing says how it was published to see files
+    elif preprocessing.center is None:  # nothing says how files are cut for the published weights
         preprocessing = preprocessing._replace(center=center)
     shutil.rmtree("models/teacher", ignore_errors=True)
     save_classifier(
@@ -86,7 +86,7 @@ def validated(device: torch.device, precision: str) -> dict[str, float]:
 
 
 def accuracy(split: str, device: torch.device, precision: str) -> float:
-    """Of the saved teacher, read as the other stages read it."""
+    """The accuracy of the saved teacher, loaded in the way the other stages load it."""
     (path,) = paths("models/teacher")
     model, preprocessing = load_classifier(path, device)
     images = load_split(f"data/{split}.safetensors")

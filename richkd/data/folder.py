@@ -337,7 +337,7 @@ def check_counts(
 def check_parts(
     p: Folder | ImageNet, splits: Mapping[str, Manifest], folders: Sequence[str]
 ) -> None:
-    """InputError if validation or captioned images are wanted, and there are none of some class."""
+    """InputError if some class has no image in a validation or captioned part that has images."""
     sizes = np.bincount(splits["train"].labels, minlength=len(folders))
     for name, key in (("validation", "validation"), ("captioned", "captioned_images")):
         counts = np.bincount(splits[name].labels, minlength=len(folders))

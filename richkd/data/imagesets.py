@@ -117,11 +117,11 @@ def cut(image: Tensor, views: RandomResizedCrop, view_id: int, number: int) -> T
 
 
 class FileSet:
-    """Images in files, cut anew for every batch.
+    """Images in files, read and cut anew for every batch.
 
-    `begin_epoch` gets all batches of an epoch, so that threads can read ahead; `next_batch` begins
-    the next of them; then `batch` gives the images of this batch. A view id is the one of the
-    centre or one of `views`. `threads` are as many as the process has CPUs, unless given.
+    `begin_epoch` gets all batches of an epoch, so that threads can read ahead. `next_batch` begins
+    the next batch; then `batch` gives the images of this batch. A view id is that of the centre or
+    one of `views`. By default there are as many `threads` as CPUs for this process.
     """
 
     def __init__(

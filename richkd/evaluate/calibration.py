@@ -233,9 +233,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float | None:
     """Temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
     Guo et al., ICML 2017. Logits (samples, classes), finite, of any scale: for k times the logits
-    the result is k times as large. None where no T is the best one. The likelihood grows without
-    end as T falls where every label has the largest logit of its sample. It grows without end as T
-    rises where, on average, labels have no larger logits than other classes: where all answers are
+    the result is k times as large. None where no T is the best one, in two cases. If every label
+    has the largest logit of its sample, the likelihood grows as long as T falls. If labels on
+    average have no larger logits than other classes, it grows as long as T rises: most answers are
     far off, or the logits do not depend on the class.
     """
     logits, labels = _check_arrays("logits", logits, labels)

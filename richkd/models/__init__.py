@@ -90,9 +90,9 @@ def create(name: str, num_classes: int, img_size: int | None = None) -> nn.Modul
     Called with float images (N, 3, H, W) it returns `ModelOutput(logits, features)`: logits
     (N, num_classes) and the pooled vector before the classifier (N, model.feature_dim).
     `torchvision/<name>` and `timm/<name>` are these libraries' networks of that name. `img_size` is
-    the side in pixels of the images that a network of timm is made for; None: timm's own. Raises
-    InputError for an unknown name, for a network of a library that does not end in a linear layer,
-    and for an `img_size` that the network has no use for.
+    the side in pixels of the images that a network of timm is made for; None: timm's own side.
+    Raises InputError for an unknown name, for a network of a library that does not end in a linear
+    layer, and for an `img_size` that the network cannot be made for.
     """
     check_name(name)
     family = _family(name)
@@ -106,7 +106,7 @@ def create(name: str, num_classes: int, img_size: int | None = None) -> nn.Modul
 
 
 def _family(name: str) -> str:
-    """The file here that builds the network, by a name that is known."""
+    """The file of this folder that builds the network of a known name."""
     own = (family for family, known in FAMILIES.items() if name in known)
     return next(own, name.partition("/")[0])
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def stage_names(model: nn.Module) -> tuple[str, ...]:
     """The submodules that are the model's stages; InputError where they are not known."""
     names = getattr(model, "stages", ())
-    if not names or not isinstance(names, tuple):  # some of timm's networks name a module so
+    if not names or not isinstance(names, tuple):  # some of timm's networks call a module `stages`
         name = getattr(model, "arch", type(model).__name__)
         raise InputError(
             f"the stages of {name} are not known, so it has no feature maps; of torchvision's "

@@ -134,7 +134,7 @@ def _check_networks(params: Params) -> None:
 
 
 def _check_normalisation(teacher: Teacher) -> None:
-    """Only timm says how its networks normalise images, and cuts images along with that."""
+    """A checkpoint needs mean and std, except of timm: timm itself says how to prepare images."""
     if not isinstance(teacher, CheckpointTeacher):
         return
     if (teacher.mean is None) != (teacher.std is None):
@@ -265,7 +265,7 @@ def _check_runtime(params: Params) -> None:
 
 
 def _check_clip(params: Params) -> None:
-    """Superclasses where a template names them; towers that can be built, images to train on."""
+    """Templates name superclasses only if there are some; towers can be built and trained."""
     _check_templates("clip.prompts", params.clip.prompts, params)
     if not isinstance(params.clip, TrainedClip):
         return
@@ -314,7 +314,7 @@ def _check_sources(params: Params) -> None:
 
 
 def _check_fusion(params: Params) -> None:
-    """Validation images to fit on, which the teacher has not seen; all logits where they count."""
+    """What is fitted has validation images, unseen by the teacher; and all logits if needed."""
     fusion, dataset, source = params.fusion, params.dataset, params.teacher.source
     if fusion.per_class and fusion.alpha != "auto":
         raise InputError(
