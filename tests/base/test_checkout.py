@@ -1,4 +1,4 @@
-"""Files of the user's, seen from a copy of the checkout: DVC's temporary ones, git's worktrees."""
+"""The user's files, found from a copy of the checkout: DVC's temporary folder, git's worktree."""
 
 import subprocess
 from pathlib import Path

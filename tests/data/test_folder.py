@@ -768,7 +768,7 @@ def test_one_class_is_refused(pets, tree):
 
 
 def test_a_temporary_copy_finds_the_images_of_the_checkout(pets, monkeypatch):
-    """And makes the same records as the checkout; if nothing is there, both places are named."""
+    """The copy makes the same records; without images the error names both places."""
     monkeypatch.chdir(pets.parent)
     expected, _ = folder.prepare_folders(own("pets"))
     copy = pets.parent / ".dvc/tmp/exps/tmp1"
@@ -832,7 +832,7 @@ def turned(path, orientation, by):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_and_xmp_turn_an_image_alike(tmp_path, orientation):
-    """For networks, which `decode`, and for corruptions and the report, which take `picture`."""
+    """In `decode`, for networks, and in `picture`, for corruptions and the report."""
     shown = []
     for by in ("EXIF", "XMP"):
         path = tmp_path / f"{by}.jpg"
@@ -868,7 +868,7 @@ def test_the_first_frame_is_taken(tmp_path):
 
 
 def test_damaged_pngs_are_one_line(tmp_path):
-    """torchvision 0.29 ends the process on more than half of them."""
+    """On more than half of these files torchvision 0.29 would end the process."""
     rng, path = np.random.default_rng(0), tmp_path / "x.png"
     for _ in range(100):
         content = bytearray(encoded("PNG"))

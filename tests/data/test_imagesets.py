@@ -110,7 +110,7 @@ def test_decoded_as_pil_does(tmp_path, change, kind, options):
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")
 @pytest.mark.parametrize("kind", [name for name, (_, form, _) in KINDS.items() if form == "JPEG"])
 def test_jpegs_have_the_bits_of_torchvisions_decoder(tmp_path, kind):
-    """Which decoded them before TorchCodec."""
+    """torchvision decoded JPEGs here before TorchCodec did."""
     change, _, options = KINDS[kind]
     for number in range(3):
         image = change(trees.photograph(number, np.random.default_rng(number)))

@@ -262,7 +262,7 @@ def test_risk_coverage_of_equal_confidences_is_the_mean_over_their_orders(
 ) -> None:
     areas = []
     for order in permutations(answers):
-        # sorted() keeps the order of equals, so that each order of them occurs as often.
+        # sorted() keeps the order of equal samples, so each of their orders occurs equally often.
         wrong = [not right for _, right in sorted(order, key=lambda answer: -answer[0])]
         areas.append(np.mean(np.cumsum(wrong) / np.arange(1, len(wrong) + 1)))
     labels = [0 if right else 1 for _, right in answers]

@@ -1,4 +1,4 @@
-"""What the top of the report warns of, and what it does not."""
+"""The warnings at the top of the report, and cases without a warning."""
 
 import numpy as np
 import pandas as pd

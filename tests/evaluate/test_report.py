@@ -207,7 +207,7 @@ def teachers(rng: np.random.Generator, validation: int) -> None:
 
 
 def write_choices(validation: int, gain: float = 0.0) -> None:
-    """What `fusion` writes of the choices; by `auto` the accuracy is higher by `gain`."""
+    """Write the choices as `fusion` does; `auto` has an accuracy that is higher by `gain`."""
     line = {"alpha": [0.0, 0.5, 1.0], "accuracy": [0.6, 0.7, 0.5], "nll": 1.0, "ece": 0.1}
     curve = pd.DataFrame({"align": "none", **line, "nll_tempered": [0.9, 0.8, 1.0]})
     choices = pd.DataFrame({"align": "none", "chosen": ["given", "auto"], "alpha": [0.25, 0.4375]})
@@ -378,7 +378,7 @@ def test_intervals_are_standard_errors() -> None:
 
 
 def table(page: str, name: str) -> list[list[tuple[str, bool]]]:
-    """The rows of the table of a name: each cell's text, and whether it is bold."""
+    """The rows of the table called `name`: each cell's text, and whether it is bold."""
     part = page[page.index(f'aria-label="{name}"') :]
     body = part[part.index("<tbody>") : part.index("</tbody>")]
     cells = [re.findall("<td>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
@@ -468,7 +468,7 @@ BEST = "best student is {}: of all students it has the highest accuracy on the v
 
 
 def validation_accuracies(**accuracies: float) -> None:
-    """Let the students have these accuracies on validation images, with each seed."""
+    """Give the students these accuracies on validation images, the same for each seed."""
     for model, accuracy in accuracies.items():
         path = Path(f"metrics/train/{model}.json")
         found = json.loads(path.read_text())["validation_accuracy"]

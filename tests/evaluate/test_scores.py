@@ -147,7 +147,7 @@ def test_mean_corruption_error_by_hand() -> None:
 
 def test_relative_corruption_error_by_hand() -> None:
     assert relative_mce(ALEXNET, ALEXNET_CLEAN) == pytest.approx(1)
-    # A model that corruption does not hurt has none, however often it is wrong.
+    # A model that corruption does not hurt has an error of 0, however often it is wrong.
     assert relative_mce(dict.fromkeys(ALEXNET, 0.7), 0.7) == pytest.approx(0)
     added = {name: 0.1 + (error - ALEXNET_CLEAN) / 4 for name, error in ALEXNET.items()}
     assert relative_mce(added, 0.1) == pytest.approx(0.25)
@@ -262,7 +262,7 @@ def save_answers(name: str, answers: list[list[int]], seeds: Sequence[str] = ("s
 
 
 def save_predictions(clean: np.ndarray, corrupted: np.ndarray) -> None:
-    """Those of the model `x`, of the seeds 1, 2 and so on."""
+    """Save the logits of the model `x` with the seeds 1, 2 and so on."""
     write_json("predictions/x/seeds.json", [f"seed{i + 1}" for i in range(len(clean))])
     write_array("predictions/x/test.npy", clean)
     write_array("predictions/x/corrupted.npy", corrupted)

@@ -1,4 +1,4 @@
-"""The numbers of all models, which of them are set in bold, and what is said of them."""
+"""The numbers of all models, which of them are bold, and the sentences about them."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -76,7 +76,7 @@ def test_a_summary_has_every_metric_seed_by_seed(written: Path) -> None:
     student = summary["kd"]
     for metric in (*HEADLINE, "retained", "aurc", "train_accuracy", "best_test_top1", "brier"):
         assert student[metric] == expected
-    # Of corrupted images they are not mixed up with those of clean ones.
+    # The metrics of corrupted images have names of their own.
     assert student["corrupted_ece"] == student["corrupted_nll"] == expected
     assert "corrupted_brier" not in student and "temperature" not in student
     assert student["agreement_fused"] == Values(1.0, 0.0, {"seed3": 1.0, "seed8": 1.0})

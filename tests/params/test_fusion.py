@@ -22,7 +22,7 @@ PRESETS = Path(__file__).parents[2] / "presets"
     ],
 )
 def test_an_override_is_taken(file, words, values):
-    """As `dvc exp run -S` writes it into params.yaml."""
+    """The override is written into params.yaml as by `dvc exp run -S`."""
     file.path.write_text((PRESETS / "digits.yaml").read_text())
     apply_overrides(file.path, words)
     fusion = file.load("fusion").fusion

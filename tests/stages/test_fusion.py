@@ -48,7 +48,7 @@ def found(here):
 
 
 def test_a_number_gives_the_recipe_of_the_paper(found):
-    """Byte for byte what it was before there was another choice: no student becomes stale."""
+    """The same bytes as before there were other choices, so that no student becomes stale."""
     write_params(alpha=0.25, lam=0.4)
     stages.fusion.main()
     assert read_json("cache/fused/fused.json") == {
@@ -118,7 +118,7 @@ def test_what_is_not_possible_is_one_line_before_anything_is_written(here):
     "more", [{}, {"standardize": True}, {"class_alphas": (0.1, 0.9, 0.0, 1.0, 0.5)}]
 )
 def test_the_fused_predictions_are_mixed_by_the_recipe(found, more):
-    """Corrupted ones, which are kept in 16 bits and up to a number a row, alike."""
+    """Also those of corrupted images, which have 16 bits and are up to a number for each row."""
     write_params()
     recipe = Recipe(0.25, 0.5, {"teacher": 2.0, "clip": 0.5}, {"teacher": "1", "clip": "2"}, **more)
     recipe.save()

@@ -93,7 +93,7 @@ def test_the_headline_is_the_one_metric():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_files_in_git_leave_the_run_cache_on(name):
-    """DVC switches it off for a stage that has `outs` with `cache: false`."""
+    """DVC switches the run cache off for a stage that has `outs` with `cache: false`."""
     plots = [{x: {}} if isinstance(x, str) else x for x in STAGES[name].get("plots", [])]
     for path, options in (item for plot in plots for item in plot.items()):
         assert path.startswith("metrics/") and options.pop("cache") is False
@@ -104,7 +104,7 @@ def test_files_in_git_leave_the_run_cache_on(name):
 
 
 def test_the_teacher_and_all_students_of_the_default_params_are_artifacts():
-    """By hand, since DVC has no `foreach` for them."""
+    """The entries are written by hand, since DVC has no `foreach` for artifacts."""
     students = ["ce", *PARAMS["distill"]["variants"]]
     paths = {"teacher": "models/teacher"} | {f"student-{x}": f"models/{x}" for x in students}
     artifacts = WHOLE["artifacts"]

@@ -457,7 +457,7 @@ def test_the_fused_teacher_of_what_there_is(folder):
 
 
 def predicted(corruptions, severities):
-    """The logits of the seeds 0 and 1 of the folder's images; the corrupted ones', float16."""
+    """The logits of seeds 0 and 1 on the folder's images; and on the corrupted ones, float16."""
     write_json("predictions/x/seeds.json", ["seed0", "seed1"])
     rng, random = np.random.default_rng(1), {}
     for name, shape in (

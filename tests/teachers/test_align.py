@@ -21,7 +21,7 @@ def scaled(found, teacher, clip):
 
 @pytest.mark.parametrize("alignment", ["temperature", "standardize"])
 def test_an_aligned_mixture_does_not_know_the_scales(alignment):
-    """Logits times 0.2 and 5: the mixture stays, where the raw one becomes CLIP's alone."""
+    """Logits times 0.2 and 5: the aligned mixture stays, the raw one becomes CLIP alone."""
     found = validation()
     other = scaled(found, 0.2, 5)
     before, after = (x.mixed(align(PLAIN, alignment, x)) for x in (found, other))
@@ -73,7 +73,7 @@ def test_none_takes_the_logits_as_they_are():
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("alphas", [(), (0.1, 0.9, 0.4, 0.0, 1.0)])
 def test_a_number_added_to_a_row_changes_no_softmax(alignment, alphas):
-    """As tables and predictions are kept, up to a number a row."""
+    """Tables and predictions are kept up to a number that is added to all logits of a row."""
     found = validation()
     recipe = align(PLAIN, alignment, found)._replace(class_alphas=alphas)
     rows = np.random.default_rng(1).normal(size=(2, len(found.labels), 1)).astype(np.float32)

@@ -84,7 +84,7 @@ def test_figures_are_those_of_the_room_evaluate(found):
             assert row[f"{key}_gain"] == pytest.approx(row[key] - reference[key], abs=1e-12)
             ends = row[f"{key}_gain_low"], row[f"{key}_gain_high"]
             assert ends[0] <= ends[1]
-            if key != "ece":  # in a draw its gaps add up to more
+            if key != "ece":  # on a draw the gaps of the bins add up to more
                 assert ends[0] - 1e-12 <= row[f"{key}_gain"] <= ends[1] + 1e-12
     assert reference["nll_gain_low"] == reference["nll_gain_high"] == 0
 
@@ -137,7 +137,7 @@ def test_an_alpha_a_class_that_does_not_win_is_not_used(found):
 
 
 def test_what_is_not_possible_is_left_out_and_said(found):
-    """A teacher that is always right has no temperature, and fits no alpha a class."""
+    """A teacher that is always right has no best temperature and no alphas for the classes."""
     right = found._replace(teacher=9 * np.eye(5, dtype=np.float32)[found.labels])
     diagnosis = run(right, alpha="auto")
     assert {row["align"] for row in diagnosis.tables["choices"]} == {"none", "standardize"}

@@ -364,7 +364,7 @@ def test_checkpoints_are_seconds_apart(here, data, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "save", note)
     run(network(), Objective(), data, training(epochs=9))
-    # 8 seconds an epoch: the first, those 24 seconds after another, the last.
+    # An epoch takes 8 seconds. Saved are the first, each one 24 seconds after a save, and the last.
     assert saved == [1, 4, 7, 9]
 
 

@@ -131,7 +131,7 @@ def test_safetensors_and_its_card(run, capsys):
 
 
 def test_a_network_for_cut_images_takes_any_size(run, tmp_path):
-    """Two sizes through one file, as the pipeline cuts them."""
+    """One file takes images of two sizes, and cuts them as the pipeline does."""
     look = LOOK._replace(center=Center(12, 8))
     save_student(run / "models/LF/seed0", look=look)
     student = load(run / "models/LF")

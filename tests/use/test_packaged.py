@@ -45,7 +45,7 @@ def test_a_cut_that_is_not_known_is_refused(center):
 
 @pytest.mark.parametrize("temperature", [0.5, None])
 def test_levels_and_shares_of_them_are_the_same_pixels(temperature):
-    """And the probabilities are those of the logits divided by the temperature."""
+    """Also: the probabilities are those of the logits divided by the temperature."""
     torch.manual_seed(0)
     model = models.create("resnet8", 4).eval()
     look = Preprocessing([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
