@@ -68,8 +68,10 @@ def changed_params(folder: Path, changes: Mapping[str, Any]) -> Iterator[None]:
             section = section[part]
         section[name] = value
     yaml.dump(params, path)
-    yield
-    path.write_text(before)
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def describe(values: Mapping[str, float]) -> dict[str, float]:

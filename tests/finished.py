@@ -19,10 +19,10 @@ CLASSES = ["dark", "dim", "bright", "white"]
 CPU = torch.device("cpu")
 
 
-def save_student(path, arch="resnet8", look=LOOK, classes=CLASSES, size=8):
+def save_student(path, arch="resnet8", look=LOOK, classes=CLASSES, size=8, img_size=None):
     """A network whose logits differ from image to image, as the stages save it."""
     torch.manual_seed(0)
-    network = models.create(arch, len(classes))
+    network = models.create(arch, len(classes), img_size)
     network(torch.rand(16, 3, size, size) * 4 - 2)  # moves the running statistics
     save_classifier(
         path,
@@ -32,6 +32,7 @@ def save_student(path, arch="resnet8", look=LOOK, classes=CLASSES, size=8):
         num_classes=len(classes),
         classes=classes,
         image_size=size,
+        **({"img_size": img_size} if img_size else {}),
         seed=0,
         params={"distill": {"variants": {path.parent.name: {"teacher": "fused"}}}},
     )

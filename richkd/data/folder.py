@@ -24,14 +24,12 @@ from tqdm import tqdm
 from richkd.base.checkout import locate, places
 from richkd.base.errors import InputError, one_line
 from richkd.data.dataset import Info, Manifest
+from richkd.data.image_names import SUFFIXES, hidden
 from richkd.data.pictures import open_image, orientation, printable, upright
 from richkd.data.splits import divide
 from richkd.params import Folder, ImageNet
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as everybody uses them
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# Files and folders that systems put beside the user's files, besides hidden ones (".name").
-LITTER = ("@eadir", "__macosx", "desktop.ini", "thumbs.db")
 END = b"\xff\xd9"  # the end mark of a JPEG
 ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF's orientations that swap width and height
 NAMES_BYTES = 10**7  # the largest file of class names, which is read whole
@@ -101,11 +99,6 @@ def subfolders(path: Path) -> dict[str, str]:
                 )
             found[name] = entry.name
     return dict(sorted(found.items()))
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or a folder of this name is passed over: hidden, or put there by a system."""
-    return name.startswith(".") or name.lower() in LITTER
 
 
 def wnids() -> list[str]:

@@ -81,14 +81,6 @@ class Calibration(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
-class BestAlpha(TypedDict):
-    """Of `metrics/fusion.json`: the alpha of the highest accuracy."""
-
-    alpha: FiniteFloat
-    accuracy: FiniteFloat
-
-
-@with_config(ConfigDict(extra="allow"))
 class Mixture(TypedDict):
     """Of `metrics/fusion.json`: a teacher, or the fused one, on the validation images."""
 
@@ -108,7 +100,6 @@ class Fusion(TypedDict):
     teacher: Mixture
     clip: Mixture
     fused: Mixture
-    best_alpha: BestAlpha
 
 
 class Cached(TypedDict):

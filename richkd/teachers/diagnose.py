@@ -79,12 +79,8 @@ def diagnose(
     curve = measure_curve(found, settings.fusion.grid, validation, settings.calibration.bins)
     models, answers = measure_models(shipped.recipe, validation, classes, settings.calibration)
     closeness = [{"model": name, **figures} for name, figures in models.items()]
-    own = (row for row in curve if row["align"] == shipped.align)
-    best = max(own, key=lambda row: row["accuracy"])
-    best_alpha = {key: best[key] for key in ("alpha", "accuracy")}
     rows = {"alpha": curve, "choices": choices, "answers": answers, "closeness": closeness}
-    summary = {**models, "best_alpha": best_alpha}
-    return Diagnosis(shipped.recipe, summary, rows, [*lines, short_table(choices)])
+    return Diagnosis(shipped.recipe, models, rows, [*lines, short_table(choices)])
 
 
 # --- the choices --------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ class Description(NamedTuple):
     `center` (how images are cut; null where they are not cut) and `image_size`, the side in pixels
     of the network's input.
     `temperature` divides the logits before the softmax. It is null where no temperature was fitted,
-    which has the effect of 1. `metrics` are measured on the test images, at this temperature.
+    which has the effect of 1. `img_size` is that for which a network of timm was made, where it is
+    not timm's own. `metrics` are measured on the test images, at this temperature.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Description(NamedTuple):
     metrics: dict[str, float]
     license: str
     provenance: dict[str, Any]
+    img_size: int | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """A text for each field, as file formats need it: fields that are no text become JSON."""

@@ -45,6 +45,7 @@ def describe(path: Path, student: Student, pixels: str) -> Description:
         metrics=figures(*found, student.temperature),
         license=LICENSE,
         provenance=provenance(path, record),
+        img_size=record.get("img_size"),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from richkd.base.errors import InputError, one_line
+from richkd.data.image_names import SUFFIXES, hidden
 from richkd.data.pictures import printable
 from richkd.use.answers import Answer
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from richkd.use.onnx_file import OnnxStudent
     from richkd.use.student import Student
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 EVERY = 10  # images between two updates of the progress line
 
 
@@ -37,7 +37,8 @@ def open_model(model: str, seed: int | None) -> "Student | OnnxStudent":
 def image_files(names: Sequence[str]) -> Iterator[Path]:
     """The files of `names` as they are, and all images in and below the folders of `names`.
 
-    Hidden files are passed over. Prints how many files of a folder are no images by their suffix.
+    Hidden files, and those that systems put beside others, are passed over. Prints how many files
+    of a folder are no images by their suffix.
     """
     for path in map(Path, names):
         if not path.is_dir():
@@ -46,7 +47,7 @@ def image_files(names: Sequence[str]) -> Iterator[Path]:
         files = [
             file
             for file in sorted(path.rglob("*"))
-            if file.is_file() and not any(x.startswith(".") for x in file.relative_to(path).parts)
+            if file.is_file() and not any(map(hidden, file.relative_to(path).parts))
         ]
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
         if others := len(files) - len(images):
@@ -66,13 +67,13 @@ def predict(model: str, names: Sequence[str], *, seed: int | None, as_json: bool
     if not files:
         raise InputError(f"{', '.join(names)} holds no image: must be {', '.join(SUFFIXES)}")
     opened = open_model(model, seed)
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[Path, list[Answer]] = {}
     errors = []
     for path in progress(files):
         try:
             if not path.exists():
                 raise InputError(f"{printable(path)} is not there")
-            (answers[printable(path)],) = opened.predict([path])
+            (answers[path],) = opened.predict([path])
         except InputError as error:
             errors.append(f"error: {one_line(error)}")
     if opened.temperature is None:
@@ -100,21 +101,24 @@ def progress(files: Sequence[Path]) -> Iterator[Path]:
         print(f"\r{'':70}\r", end="", file=sys.stderr)
 
 
-def to_json(answers: Mapping[str, Sequence[Answer]]) -> str:
+def to_json(answers: Mapping[Path, Sequence[Answer]]) -> str:
     """A JSON list with one entry for each image."""
     entries = [
-        {"image": image, "classes": [{"class": x.name, "probability": x.probability} for x in best]}
-        for image, best in answers.items()
+        {
+            "image": printable(path),
+            "classes": [{"class": x.name, "probability": x.probability} for x in best],
+        }
+        for path, best in answers.items()
     ]
     return json.dumps(entries, indent=2)
 
 
-def to_table(answers: Mapping[str, Sequence[Answer]]) -> str:
+def to_table(answers: Mapping[Path, Sequence[Answer]]) -> str:
     """A row for each image and class; an image's name stands only in its first row."""
-    width = max(map(len, ["image", *answers]))
+    width = max(map(len, ["image", *map(printable, answers)]))
     rows = [f"{'image':{width}}  probability  class"]
-    for image, best in answers.items():
-        names = [image] + [""] * (len(best) - 1)
+    for path, best in answers.items():
+        names = [printable(path)] + [""] * (len(best) - 1)
         rows += [
             f"{name:{width}}  {100 * answer.probability:9.2f} %  {answer.name}"
             for name, answer in zip(names, best)

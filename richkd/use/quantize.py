@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ def quantize(path: Path, data: Path) -> Path:
     training = load_split(data / "train.safetensors")
     pixels = exported.description.preprocessing["pixels"]
     batches = pixel_batches(training, spread(training, CALIBRATION), pixels, "calibration")
-    # onnxruntime advises a step of preparation that torch's exporter has already done.
-    logging.getLogger().addFilter(lambda record: "pre-processing" not in record.getMessage())
-    with replacing(output) as part:
+    with without_advice(), replacing(output) as part:
         quantize_static(
             path,
             part,
@@ -55,6 +54,20 @@ def quantize(path: Path, data: Path) -> Path:
         )
     print(compare([path, output], load_split(data / "test.safetensors")))
     return output
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """In the block, onnxruntime does not advise a preparation that torch's exporter has done."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "pre-processing" not in record.getMessage()
+
+    logging.getLogger().addFilter(other)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(other)
 
 
 class Reader:

@@ -1,5 +1,6 @@
 """A trained classifier in plain Python: its classes, its preprocessing, its answers."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def find(folder: Path, seed: int | None) -> Path:
     """The path, without suffix, of the folder's model of that seed; with None of the first."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of models: name one such as models/LF")
+    if folder.name in ("", ".."):  # `.` has no name
+        folder = Path(os.path.abspath(folder))
     found = paths(folder)
     chosen = found if seed is None else [path for path in found if path.name == f"seed{seed}"]
     if not chosen:
@@ -138,7 +141,7 @@ def load_exported(path: Path) -> Student:
     with reading(path), safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     about = Description.of_metadata(metadata, path)
-    model = models.create(about.arch, len(about.classes))
+    model = models.create(about.arch, len(about.classes), about.img_size)
     with reading(path):
         model.load_state_dict(load_file(path))
     how = about.preprocessing

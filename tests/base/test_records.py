@@ -71,9 +71,7 @@ FIGURES = {"mean": 0.5, "sd": 0.1, "seed0": 0.4, "seed1": 0.6}
 CALIBRATED = dict.fromkeys(("ece", "nll", "confident_wrong", "aurc"), FIGURES)
 SCORES = dict.fromkeys(("top1", "top5", "balanced_accuracy"), FIGURES)
 MIXTURE = {key: 0.25 for key in summary.Mixture.__annotations__}
-FUSION = {name: MIXTURE for name in ("teacher", "clip", "fused")} | {
-    "best_alpha": {"alpha": 0.5, "accuracy": 0.5}
-}
+FUSION = {name: MIXTURE for name in ("teacher", "clip", "fused")}
 SETS = {"v2": {"images": 3, "classes": [0, 1]}, "none": {"skipped": "nothing is there"}}
 IMAGES = Split(np.arange(192, dtype=np.uint8).reshape(4, 4, 4, 3), np.arange(4))
 BINS = {"lo": [0.0, 0.5], "hi": [0.5, 1.0], "confidence": [0.3, 0.8], "accuracy": [0.2, 0.9]} | {

@@ -198,7 +198,6 @@ def teachers(rng: np.random.Generator, validation: int) -> None:
     """What `fusion` and `cache` write."""
     keys = "accuracy nll ece semantic_closeness".split() + list(report.QUADRANTS)
     fusion = {model: dict(zip(keys, rng.random(len(keys)), strict=True)) for model in TEACHERS}
-    fusion["best_alpha"] = {"alpha": 0.5, "accuracy": 0.87654}
     write_json("metrics/fusion.json", fusion if validation else {})
     write_choices(validation)
     single = {"mean": 0.6, "a photo of {}": 0.5, "<i>{}</i>": 0.7}

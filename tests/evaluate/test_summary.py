@@ -58,7 +58,7 @@ def written(here: Path) -> Path:
         "accuracy nll ece confident_correct confident_wrong unsure_correct unsure_wrong "
         "semantic_closeness".split(), 0.25,
     )  # fmt: skip
-    fusion = dict.fromkeys(TEACHERS, mixture) | {"best_alpha": {"alpha": 0.5, "accuracy": 0.5}}
+    fusion = dict.fromkeys(TEACHERS, mixture)
     write_json("metrics/fusion.json", fusion)
     single = {"mean": 0.5, "a {}": 0.5}
     write_json(

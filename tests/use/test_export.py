@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from finished import CLASSES, CPU, LOOK, noise, request, save_student
+from finished import CLASSES, CPU, LOOK, noise, request, save_run, save_student
+from PIL import Image
 from scipy.special import softmax
 
 from richkd import models
@@ -266,3 +267,12 @@ def test_a_network_that_torch_cannot_trace_is_one_line(run, tmp_path):
 def test_images_are_spread_over_the_set(split):
     assert spread(split, 100) == [*range(22)]
     assert spread(split, 4) == [0, 7, 14, 21]
+
+
+def test_a_network_of_timm_for_another_size_of_image_loads_again(here, split):
+    larger = split._replace(images=split.images.repeat(2, 1).repeat(2, 2))
+    save_run(here, larger, arch="timm/test_vit", img_size=16, size=16)
+    path = export(request(here, "safetensors"))
+    exported, student = load(path), load(here / "models/LF")
+    image = Image.new("RGB", (16, 16), "teal")
+    assert exported.predict([image]) == student.predict([image])

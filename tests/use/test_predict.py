@@ -12,8 +12,8 @@ from PIL import Image
 
 import richkd
 from richkd import __main__
+from richkd.data.image_names import SUFFIXES
 from richkd.use.onnx_file import OnnxStudent
-from richkd.use.predict import SUFFIXES
 
 ROOT = Path(__file__).parents[2]
 # All that ONNX files must not need.
@@ -33,11 +33,13 @@ runpy.run_module("richkd", run_name="__main__", alter_sys=True)
 
 @pytest.fixture
 def images(here):
-    """Three formats, one in a folder below; a hidden file and one of another kind."""
+    """Three formats, one in a folder below; a hidden file, a thumbnail, one of another kind."""
     (here / "images/more").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b.jpg", "more/c.webp")):
         Image.fromarray(noise((20, 30, 3), number)).save(here / "images" / name)
     (here / "images/.hidden.png").write_bytes(b"")
+    (here / "images/@eaDir").mkdir()
+    (here / "images/@eaDir/a.png").write_bytes(b"")
     (here / "images/notes.txt").write_text("notes")
     return here / "images"
 

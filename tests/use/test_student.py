@@ -74,6 +74,12 @@ def test_a_seed_by_choice(run):
         richkd.load("models/LF", seed=2)
 
 
+def test_the_folder_one_stands_in(run, monkeypatch):
+    temperature = richkd.load("models/LF").temperature
+    monkeypatch.chdir("models/LF")
+    assert richkd.load(".").temperature == temperature is not None
+
+
 def test_a_folder_alone_has_no_temperature(run):
     (run / "models/LF").rename("downloaded")
     student = richkd.load("downloaded")
