@@ -42,10 +42,11 @@ def test_two_queued_experiments_find_what_the_checkout_has(tmp_path: Path) -> No
         time.sleep(1)
     jobs = re.findall(r"^(\w+) +\S+.*Success", status, re.MULTILINE)
     assert len(jobs) == 2
-    for job in jobs:
-        log = command(folder, "dvc", "queue", "logs", job)
+    logs = [command(folder, "dvc", "queue", "logs", job) for job in jobs]
+    for log in logs:
         assert "data/train.safetensors: 9 images of 3 classes" in log
         assert "models/teacher: resnet8 from ../teacher.pt" in log
-        assert "r: 6 images of 2 classes" in log
-        both = rf"{folder}/\.dvc/tmp/exps/gone or {tmp_path}/gone"
-        assert re.search(f"gone is skipped: nothing is at {both}", log)
+    # The second job may take the further test sets from the first one, out of DVC's run cache.
+    both = rf"{folder}/\.dvc/tmp/exps/gone or {tmp_path}/gone"
+    assert re.search(f"gone is skipped: nothing is at {both}", "".join(logs))
+    assert "r: 6 images of 2 classes" in "".join(logs)

@@ -66,7 +66,8 @@ def test_cifar100_from_the_web(
     assert asked == ["/gone.tar.gz", "/c.tar.gz", "/c.tar.gz", "/teachers.tar"]
     assert server.requests[2].range == f"bytes={len(archive) // 2}-"
     assert json.loads((folder / "metrics/fusion.json").read_text()) == {}
-    assert list(json.loads((folder / "metrics/train/LF.json").read_text())) == ["train_accuracy"]
+    trained = json.loads((folder / "metrics/train/LF.json").read_text())
+    assert list(trained) == ["train_accuracy", "best_test_top1", "best_test_epoch"]
     tested = json.loads((folder / "metrics/teacher.json").read_text())["test_accuracy"]
 
     edit(folder, "teacher.min_accuracy", 0.5)
