@@ -6,7 +6,6 @@ from typing import Any, cast
 from torch import nn
 
 from richkd import params
-from richkd.base.errors import InputError
 from richkd.evaluate.seeds import write_training
 from richkd.teachers.fused import Fused
 from richkd.teachers.lookup import open_control, open_teacher
@@ -23,11 +22,6 @@ def main(name: str) -> None:
     )
     variant = getattr(settings.distill.variants, name)
     parts = parts_needed(variant.terms)
-    if variant.control and "logits" not in parts:
-        raise InputError(
-            f"distill.variants.{name}.control changes CLIP's logits: needs a term that compares "
-            "logits, such as kd"
-        )
     data = TrainingData(settings.views, settings.runtime)
     teacher = open_teacher(variant.teacher, data.train.views, data.device, parts)
     if variant.control:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+# The results of an experiment follow from these files.
+SOURCES = ("params.yaml", "dvc.yaml", "richkd", "stages")
+
 
 class Commit(NamedTuple):
     """What is checked out."""

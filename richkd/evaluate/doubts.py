@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from richkd.evaluate.scores import LARGEST, read_logits
-from richkd.evaluate.seeds import loss_terms
 
 ERRORS = 3  # binomial standard deviations by which an accuracy must exceed chance
 
@@ -41,23 +40,6 @@ def clipped(models: Sequence[str], labels: np.ndarray) -> list[str]:
         for model, count in counts.items()
         if count
     ]
-
-
-def not_finite(curves: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Models with a loss term that was not finite, and the first epoch where it was not."""
-    found = []
-    for model, table in curves.items():
-        terms = loss_terms(table)
-        finite = np.isfinite(table[terms].to_numpy()).all(axis=1)
-        bad = table.loc[~finite].sort_values("epoch")
-        if len(bad):
-            first = bad.iloc[0]
-            names = ", ".join(name for name in terms if not np.isfinite(first[name]))
-            found.append(
-                f"{model} diverged: its loss ({names}) is not finite in epoch {first.epoch:.0f} "
-                f"of seed {first.seed:.0f}."
-            )
-    return found
 
 
 def better_choice(choices: pd.DataFrame) -> list[str]:

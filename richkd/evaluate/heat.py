@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from richkd.base.errors import InputError
 from richkd.base.records import read_csv
 from richkd.evaluate import plots
 from richkd.evaluate.best import Best
@@ -28,15 +29,22 @@ def corruption_tables(models: Sequence[str], best: Best) -> list[dict[str, Any]]
     """Coloured tables of accuracy by corruption.
 
     The first table has all models. The others are by severity: the fused teacher, the best student
-    and, if there is a reference, what the best student gains against the reference.
+    and, if there is a reference, what the best student gains against the reference. Raises
+    InputError where a model's file has no rows, or not all corruptions and severities.
     """
     grids = {}
     for model in models:
-        long = read_csv(
-            f"metrics/evaluate/{model}.csv", CORRUPTION_COLUMNS, ["corruption", "severity"]
-        )
+        path = f"metrics/evaluate/{model}.csv"
+        long = read_csv(path, CORRUPTION_COLUMNS, ["corruption", "severity"])
         grid = 100 * long.pivot(index="corruption", columns="severity", values="accuracy")
         grids[model] = grid.loc[long.corruption.unique()]
+        first = grids[models[0]]
+        same = grid.columns.equals(first.columns) and grids[model].index.equals(first.index)
+        if long.empty or not same or grid.isna().any(axis=None):
+            raise InputError(
+                f"{path} must have the corruptions and severities of {models[0]}.csv beside it, at "
+                "least one: run `dvc repro`"
+            )
     means = pd.DataFrame({model: grid.mean(axis=1) for model, grid in grids.items()})
     tables = [
         _table("All models, mean over severities, %", means),

@@ -18,7 +18,7 @@ from pydantic import Field, FiniteFloat
 from safetensors import safe_open
 
 from richkd.base.records import read_csv, read_json, reading
-from richkd.base.revision import commit
+from richkd.base.revision import SOURCES, commit
 from richkd.data.dataset import load_info, load_split
 from richkd.evaluate import doubts, examples, plots
 from richkd.evaluate.best import choose_baseline, choose_best
@@ -54,8 +54,6 @@ EXPLANATIONS = {
     ALONE: "labels alone",
 }
 IN_SENTENCES = {"teacher": "the teacher", "clip": "CLIP", "fused": "the fused teacher"}
-# The results follow from these files.
-SOURCES = ("params.yaml", "dvc.yaml", "richkd", "stages")
 CONTROLS = {"cosines": "plain cosines", "shuffled": "logits shuffled among the other classes"}
 QUADRANTS = ("confident_correct", "confident_wrong", "unsure_correct", "unsure_wrong")
 
@@ -115,7 +113,6 @@ def render(settings: SimpleNamespace, summary: Summary, params_text: str) -> str
         doubts=[
             *doubts.at_chance({m: x["top1"].by_seed for m, x in summary.items()}, test.labels),
             *doubts.clipped(list(summary), test.labels),
-            *doubts.not_finite(curves),
             *doubts.better_choice(choices),
         ],
         explanations=EXPLANATIONS | {name: explain(v) for name, v in variants.items()},

@@ -57,6 +57,8 @@ class Term:
 
     # Whether the loss compares feature maps, which only a conventional teacher that runs along has.
     needs_maps: ClassVar[bool] = False
+    # Whether the loss compares logits, which are all that a control changes.
+    compares_logits: ClassVar[bool] = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Kd(Term):
 
     temperature: Temperature
     standardize: bool = False  # scale each row of logits to mean 0 and deviation 1 first
+    compares_logits = True
 
 
 @section
@@ -90,6 +93,7 @@ class Dkd(Term):
     alpha: Weight
     beta: Weight
     temperature: Temperature
+    compares_logits = True
 
 
 @section
@@ -97,6 +101,7 @@ class Mlkd(Term):
     """Multi-level logit distillation: images, batch and classes, at several temperatures."""
 
     temperatures: ListOf[Temperature]
+    compares_logits = True
 
 
 @section
@@ -106,6 +111,7 @@ class Dist(Term):
     beta: Weight
     gamma: Weight
     temperature: Temperature
+    compares_logits = True
 
 
 @section

@@ -364,6 +364,11 @@ def _check_variant(key: str, variant: Variant, params: Params) -> None:
             f"{key}.control is 'cosines': leaves out the scale of CLIP's logits, so it needs "
             f"fusion.align: none (now {params.fusion.align})"
         )
+    if variant.control and not any(term.compares_logits for term in variant.terms.values()):
+        raise InputError(
+            f"{key}.control is {variant.control!r}: changes CLIP's logits, so it needs a term that "
+            f"compares logits, such as kd (now {', '.join(variant.terms)})"
+        )
     if list(variant.terms) == ["ce"]:
         raise InputError(f"{key} names no term but ce: the student alone is trained anyway, as ce")
     for name, term in variant.terms.items():

@@ -101,8 +101,14 @@ def row_deviations(logits: Array) -> Array:
 
 
 def table_fingerprints() -> dict[str, str]:
-    """A fingerprint of each teacher's table: of its content and of what it was made from."""
-    return {name: sha256(f"cache/{name}/cache.json") for name in ("teacher", "clip")}
+    """A fingerprint of each teacher's table: of its content and of what it was made from.
+
+    Raises InputError where the record of a table is missing or damaged.
+    """
+    paths = {name: f"cache/{name}/cache.json" for name in ("teacher", "clip")}
+    for path in paths.values():
+        read_json(path, dict[str, Any])
+    return {name: sha256(path) for name, path in paths.items()}
 
 
 def load_recipe() -> Recipe:

@@ -1,6 +1,5 @@
 """What is known of a model: its metrics on the test images, and where it comes from."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy.typing as npt
 
 from richkd.base.errors import InputError
 from richkd.base.files import fingerprint
+from richkd.base.revision import SOURCES, commit
 from richkd.classifiers import ClassifierRecord
 from richkd.data.dataset import load_info
 from richkd.evaluate import calibration
@@ -65,14 +65,9 @@ def provenance(path: Path, record: ClassifierRecord) -> dict[str, Any]:
     kept: dict[str, Any] = dict(record)
     settings = kept.get("params") or {}
     variants = settings.get("distill", {}).get("variants", {})
-    described = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        git = subprocess.run(described, cwd=path.parent, capture_output=True, text=True)
-        commit = git.stdout.strip() or None
-    except OSError:  # git is not installed
-        commit = None
+    found = commit(SOURCES, project(path))
     return {
-        "commit": commit,
+        "commit": found and found.hash + "-dirty" * found.changed,
         "seed": kept.get("seed"),
         "teacher": variants.get(path.parent.name, {}).get("teacher"),
         "data_set": load_info(project(path) / "data/info.json").name,

@@ -33,14 +33,6 @@ def test_clipped_logits_are_counted(here: object) -> None:
     assert line.startswith("x diverged: 3 of its logits")
 
 
-def test_a_loss_that_is_not_finite() -> None:
-    sound = pd.DataFrame({"epoch": [1, 2], "seed": 0, "validation_accuracy": np.nan, "ce": 1.0})
-    broken = sound.assign(kd=[2.0, np.nan], ce=[1.0, np.inf])
-    assert doubts.not_finite({"sound": sound, "x": broken}) == [
-        "x diverged: its loss (ce, kd) is not finite in epoch 2 of seed 0."
-    ]
-
-
 @pytest.mark.parametrize(
     "used, better, warned",
     [((0.0, 0.0), (0.01, 0.03), True), ((0.0, 0.0), (-0.01, 0.05), False),

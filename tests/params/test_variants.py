@@ -84,6 +84,7 @@ def test_every_loss_has_a_section_with_its_arguments():
     for name, compared in TERMS.items():
         options = {field.name for field in fields(kinds[name])} - {"weight", "warm_up"}
         assert kinds[name].needs_maps == (compared == "maps")
+        assert kinds[name].compares_logits == compared.startswith("logits")
         if name != "crd":  # whose memory has the training images as an argument, too
             tensors = {"student", "teacher", "target", "student_map", "teacher_map"}
             assert options == set(inspect.signature(loss_function(name)).parameters) - tensors
@@ -230,6 +231,11 @@ REFUSED = {
         {f"{L}.control": "cosines", "fusion.align": "standardize"},
         f": {L}.control is 'cosines': leaves out the scale of CLIP's logits, so it needs "
         "fusion.align: none (now standardize)",
+    ),
+    "control without logits": (
+        {"distill.variants.F.control": "shuffled"},
+        ": distill.variants.F.control is 'shuffled': changes CLIP's logits, so it needs a term "
+        "that compares logits, such as kd (now ce, crd)",
     ),
     "unknown control": (
         {f"{L}.control": "random"},

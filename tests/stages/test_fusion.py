@@ -97,6 +97,15 @@ def test_of_too_many_images_every_other_is_looked_at(found, monkeypatch, capsys)
     assert len(stages.fusion.read_validation(found.labels)[0].labels) == 67
 
 
+def test_a_damaged_record_of_a_table_is_refused(found):
+    write_params(alpha=0.5)
+    path = Path("cache/teacher/cache.json")
+    path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(InputError, match="^cache/teacher/cache.json is damaged"):
+        stages.fusion.main()
+    assert not Path("cache/fused").exists()
+
+
 def test_a_teacher_that_may_know_the_images_is_named(found, capsys):
     write_params("cifar100-mini", alpha="auto", seen_validation="allow")
     stages.fusion.main()

@@ -582,17 +582,6 @@ def test_a_full_device_says_what_to_lower(folder, monkeypatch):
 # --- what a command may name --------------------------------------------------------------------
 
 
-HINT = "distill.variants.x.control changes CLIP's logits: needs a term that compares logits"
-
-
-def test_a_control_of_logits_needs_a_term_on_logits(folder):
-    crd = {"weight": 1.0, "dim": 8, "num_negatives": 2, "negatives": "auto", "temperature": 0.1}
-    x = {"teacher": "fused", "control": "shuffled", "crd": crd | {"momentum": 0.5}}
-    write(distill={"seeds": [0], "variants": {"x": x}})
-    with pytest.raises(InputError, match=f"^{HINT}"):
-        stages.distill.main("x")
-
-
 @pytest.mark.parametrize(
     ("stage", "word", "said"),
     [

@@ -80,12 +80,13 @@ def test_an_onnx_file_says_what_it_is(exported, finished):
 def test_the_commit_is_the_one_of_the_models_checkout(run):
     from pipeline import command, commit
 
+    (run / "params.yaml").write_text("seed: 0\n")
     command(run, "git", "init", "-q")
     commit(run, "models")
     path = find(run / "models/LF", None)
     source = describe(path, load(run / "models/LF"), "uint8").provenance
     assert source["commit"] == command(run, "git", "rev-parse", "HEAD").strip()
-    (run / "models/LF/seed0.json").open("a").write("\n")
+    (run / "params.yaml").write_text("seed: 1\n")
     assert describe(path, load(run / "models/LF"), "uint8").provenance["commit"].endswith("-dirty")
 
 
