@@ -1,6 +1,7 @@
 """The campaign: programs that try to break the stages, with a fixed seed, some minutes in all.
 
-`pytest tests/campaign --campaign 10` tries ten times as much, `make test-slow` a sample.
+`pytest tests/campaign --campaign 1` is all of it; without the option, as in `make test-slow`, a
+sample is tried.
 docs/reliability.md says what is promised, and what was tried.
 """
 
@@ -11,19 +12,19 @@ import pytest
 from campaign.forked import import_all
 from campaign.workspace import Step, run_pipeline
 
-SAMPLE = 0.1  # of the campaign, where all slow tests are run
+SAMPLE = 0.1  # the share that is tried unless `--campaign` says another
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--campaign", type=float, default=1, metavar="TIMES", help="try so many times as much"
+        "--campaign", type=float, default=SAMPLE, metavar="TIMES", help="1: the whole campaign"
     )
 
 
 @pytest.fixture(scope="session")
 def times(request: pytest.FixtureRequest) -> Callable[[int], int]:
     """How often something is tried: the given number, times what `--campaign` says."""
-    # pytest does not know the option unless this folder is named.
+    # pytest may not know the option unless this folder is named.
     factor = request.config.getoption("campaign", SAMPLE)
     return lambda count: math.ceil(count * factor)
 
