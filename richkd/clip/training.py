@@ -52,9 +52,7 @@ def train_clip(
     network, expected, tokens_of = clip
     pixels, labels, classes, superclasses = captioned
     device = pixels.device
-    # The gradients and AdamW's two moments, each as large as the weights.
-    needed = 3 * sum(x.nbytes for x in network.parameters())
-    memory.check("gradients of clip.model", needed, free_memory(device), "make it smaller")
+    _check_memory(network, device)
     images = torch.cat([preprocess(part, expected) for part in pixels.split(1000)])
     texts = [[*map(fill(x, superclasses), classes)] for x in training.captions]
     tokens = torch.stack([tokens_of(rows) for rows in texts]).to(device)
@@ -84,10 +82,8 @@ def train_clip(
         done = step + 1
         if done % CHECKPOINT_EVERY == 0 or done == training.steps:
             mean = (total / (done - recorded)).item()
-            wrong = divergence(network, mean)
-            if not wrong and done == training.steps and not _finite(network, batch, tokens[0]):
-                wrong = "the features are not finite"
-            if wrong:
+            last = (batch, tokens[0]) if done == training.steps else None
+            if wrong := _wrong(network, mean, last):
                 raise InputError(f"clip: diverged by step {done}, {wrong}: lower clip.training.lr")
             progress.set_postfix(loss=f"{mean:.3f}")
             history.append({"step": done, "loss": mean})
@@ -97,13 +93,26 @@ def train_clip(
     return history
 
 
+def _check_memory(network: nn.Module, device: torch.device) -> None:
+    """InputError where gradients and AdamW's two moments, each as large as the weights, do not fit."""
+    needed = 3 * sum(x.nbytes for x in network.parameters())
+    memory.check("gradients of clip.model", needed, free_memory(device), "make it smaller")
+
+
 @torch.inference_mode()
-def _finite(network: nn.Module, images: Tensor, tokens: Tensor) -> bool:
-    """Whether the features are finite. Finite weights can be so large that features are not."""
+def _wrong(network: nn.Module, loss: float, last: tuple[Tensor, Tensor] | None) -> str | None:
+    """How the training diverged, in words; None if it did not.
+
+    `last` are images and tokens after the last step: finite weights can be so large that the
+    features are not finite.
+    """
+    if (wrong := divergence(network, loss)) or last is None:
+        return wrong
     network.eval()
-    outputs = network(images, tokens)
+    outputs = network(*last)
     network.train()
-    return all(bool(output.isfinite().all()) for output in outputs)
+    finite = all(bool(output.isfinite().all()) for output in outputs)
+    return None if finite else "the features are not finite"
 
 
 def _optimizer(network: nn.Module, training: ClipTraining) -> tuple[AdamW, OneCycleLR]:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from richkd.base.checkout import locate
 from richkd.base.errors import InputError
-from richkd.base.files import replacing, write_json
+from richkd.base.files import fingerprint, replacing, write_json
 from richkd.base.records import check_array, read_json, read_safetensors
 
 CORRUPTED, SHIFTED = Path("data/corrupted"), Path("data/shifted")
@@ -130,10 +130,14 @@ def save_info(path: Path | str, info: Info) -> None:
     facts = asdict(info)
     if not info.superclasses:
         del facts["superclasses"]
-    write_json(path, facts)
+    # A class name that lacks a letter is still a name, and goes on into the models' records.
+    write_json(path, {**facts, "checksum": fingerprint(facts)})
 
 
 def load_info(path: Path | str) -> Info:
     """Read what `save_info` wrote. InputError if the file is damaged."""
     info: Info = read_json(path, Info)
+    facts = read_json(path, dict[str, Any])
+    if facts.pop("checksum", None) != fingerprint(facts):
+        raise InputError(f"{path} is damaged or of another version of this code: run `dvc repro`")
     return info

@@ -107,22 +107,7 @@ class Run:
         self.counters = count_apart(self.model)
         self.objective, self.checkpoint, self.title = objective, checkpoint, title
         self.batch_size = min(self.training.batch_size, len(self.images))
-        if self.batch_size % distributed.processes():
-            raise InputError(
-                f"{title}: batches of {self.batch_size} do not divide among "
-                f"{distributed.processes()} processes: choose another batch_size"
-            )
-        full, rest = divmod(len(self.images), self.batch_size)
-        # A last batch with fewer images than processes is dropped: some process would get nothing.
-        self.rest = rest - rest % distributed.processes() if rest > 1 else 0
-        self.steps = full + (self.rest > 0)
-        if self.rest < rest:
-            reason = f"does not divide among {distributed.processes()} processes"
-            tqdm.write(
-                f"{title}: each epoch leaves out {rest - self.rest} of {len(self.images)} images, "
-                f"not always the same: its last batch has {rest} and "
-                + ("BatchNorm needs two" if rest == 1 else reason)
-            )
+        self.steps, self.rest = self._divide()
 
         cuda = self.device.type == "cuda"
         self.graphs = self._graphs_wanted()
@@ -153,6 +138,30 @@ class Run:
         self.sums: Tensor | None = None
         self.history: list[dict[str, float]] = []
         self._resume()
+
+    def _divide(self) -> tuple[int, int]:
+        """The steps of an epoch, and the images of its last batch if that is a smaller one, or 0.
+
+        Says in a line how many images an epoch leaves out. InputError for a batch that does not
+        divide among the processes.
+        """
+        images, processes = len(self.images), distributed.processes()
+        if self.batch_size % processes:
+            raise InputError(
+                f"{self.title}: batches of {self.batch_size} do not divide among "
+                f"{processes} processes: choose another batch_size"
+            )
+        full, left = divmod(images, self.batch_size)
+        # A last batch with fewer images than processes is dropped: some process would get nothing.
+        rest = left - left % processes if left > 1 else 0
+        if rest < left:
+            reason = f"does not divide among {processes} processes"
+            tqdm.write(
+                f"{self.title}: each epoch leaves out {left - rest} of {images} images, not always "
+                f"the same: its last batch has {left} and "
+                + ("BatchNorm needs two" if left == 1 else reason)
+            )
+        return full + (rest > 0), rest
 
     def _graphs_wanted(self) -> bool:
         """Whether steps are captured as CUDA graphs; InputError if asked for but impossible."""

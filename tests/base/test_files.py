@@ -127,6 +127,15 @@ def test_a_split_and_its_info_come_back(tmp_path, split):
         assert ("superclasses" in written) == bool(superclasses)
 
 
+def test_class_names_that_somebody_has_changed_are_refused(tmp_path):
+    """They would go on into the records of models."""
+    path = tmp_path / "info.json"
+    save_info(path, Info(name="digits", classes=["one", "two"], mean=[0.1] * 3, std=[0.3] * 3))
+    path.write_text(path.read_text().replace('"two"', '"tw"'))
+    with pytest.raises(InputError, match="info.json is damaged or of another version of this cod"):
+        load_info(path)
+
+
 @contextmanager
 def no_space(size=4_000):
     """No file may grow beyond `size` bytes: the kernel refuses, as on a full disk.
