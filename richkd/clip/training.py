@@ -94,7 +94,7 @@ def train_clip(
 
 
 def _check_memory(network: nn.Module, device: torch.device) -> None:
-    """InputError where gradients and AdamW's two moments, each as large as the weights, do not fit."""
+    """InputError if gradients and AdamW's two moments, each as large as the weights, do not fit."""
     needed = 3 * sum(x.nbytes for x in network.parameters())
     memory.check("gradients of clip.model", needed, free_memory(device), "make it smaller")
 
