@@ -231,21 +231,21 @@ def test_accuracy_changes_one_param_and_puts_it_back(here, monkeypatch):
 
 def test_a_second_teacher_takes_clips_place(here, monkeypatch):
     for place, name in product(("models", "cache"), ("teacher", "clip")):
-        write_json(f"{place}/{name}/cache.json", f"the {name}'s")
+        write_json(f"{place}/{name}/cache.json", {"of": f"the {name}"})
     text = (common.ROOT / "params.yaml").read_text()
     (here / "params.yaml").write_text(text)
 
     def train_or_cache(folder, *words):
         params = yaml.safe_load((here / "params.yaml").read_text())
         place = {"stages.teacher": "models", "stages.cache": "cache"}[words[2]]
-        write_json(f"{place}/teacher/cache.json", f"seed {params['teacher']['seed']}'s")
+        write_json(f"{place}/teacher/cache.json", {"of": f"seed {params['teacher']['seed']}"})
 
     monkeypatch.setattr(ensemble, "command", train_or_cache)
     ensemble.replace_clip(here, 7)
     assert (here / "params.yaml").read_text() == text
     for place in ("models", "cache"):
-        assert json.loads((here / place / "clip/cache.json").read_text()) == "seed 7's"
-        assert json.loads((here / place / "teacher/cache.json").read_text()) == "the teacher's"
+        for name, maker in {"clip": "seed 7", "teacher": "the teacher"}.items():
+            assert json.loads((here / place / name / "cache.json").read_text()) == {"of": maker}
     assert load_recipe() == Recipe(0.5, 0.5, {"teacher": 1.0, "clip": 1.0}, table_fingerprints())
 
 
