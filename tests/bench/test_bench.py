@@ -15,13 +15,14 @@ from importlib.metadata import requires
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bench import accuracy, common, crd, ensemble, overhead, protocol, scaling, step
+from bench import accuracy, common, crd, ensemble, losses, overhead, protocol, scaling, step
 from bench import input as inputs
 from bench.cache import Work
 from bench.common import Sizes
@@ -247,6 +248,29 @@ def test_a_second_teacher_takes_clips_place(here, monkeypatch):
         for name, maker in {"clip": "seed 7", "teacher": "the teacher"}.items():
             assert json.loads((here / place / name / "cache.json").read_text()) == {"of": maker}
     assert load_recipe() == Recipe(0.5, 0.5, {"teacher": 1.0, "clip": 1.0}, table_fingerprints())
+
+
+def test_losses_are_compared_with_kd_seed_by_seed():
+    def results(**top1):
+        rows = [
+            (model, seed, metric, value if metric == "top1" else 0.5)
+            for model, values in top1.items()
+            for seed, value in enumerate(values)
+            for metric in losses.HEADLINE
+        ]
+        return pd.DataFrame(rows, columns=["model", "seed", "metric", "value"])
+
+    raw = results(ce=(0.5, 0.6), kd=(0.7, 0.8), C=(0.8, 0.9), L=(0.71, 0.79))
+    aligned = results(ce=(0.5, 0.6), kd=(0.7, 0.8), C=(0.8, 0.9), L=(0.6, 0.9))
+    teachers = {"kd": "teacher", "C": "clip", "L": "fused"}
+    same = {"raw": teachers, "aligned": teachers}
+    _, _, ce, kd, clip, first, second = losses.table({"raw": raw, "aligned": aligned}, same)
+    assert ce.startswith("| `ce` | none | 55.0 (**−20.0 ± 0.0**) | 50.0 (+0.0 ± 0.0) |")
+    assert kd.startswith("| `kd` | teacher | 75.0 | 50.0 |")
+    assert clip.startswith("| `C` | clip | 85.0 (**+10.0 ± 0.0**) |")
+    # Differences of +1 and −1 points, then of −10 and +10: means 0, errors 1 and 10.
+    assert first.startswith("| `L` | fused, raw | 75.0 (+0.0 ± 1.0) |")
+    assert second.startswith("| `L` | fused, aligned | 75.0 (+0.0 ± 10.0) |")
 
 
 def test_overhead_tells_stages_from_what_dvc_does_besides(monkeypatch):
