@@ -306,7 +306,7 @@ def meaning_of_shown(seeds: int) -> str:
     chance = 2 * student_t.sf(2, seeds - 1)
     return (
         "± is the standard error of the mean difference, paired by seed; bold is what lies beyond "
-        f"two of them. With {seeds} seeds, chance alone lies beyond in {100 * chance:.0f} % of "
+        f"two of them. With {seeds} seeds, chance alone goes beyond two in {100 * chance:.0f} % of "
         "comparisons."
     )
 

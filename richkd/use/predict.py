@@ -80,7 +80,10 @@ def predict(model: str, names: Sequence[str], *, seed: int | None, as_json: bool
         errors.append(f"{model}: probabilities are not calibrated, since no temperature was fitted")
     for line in errors:
         print(line, file=sys.stderr)
-    print(to_json(answers) if as_json else to_table(answers))
+    if as_json:
+        print(to_json(answers))
+    elif answers:
+        print(to_table(answers))
     return len(answers) == len(files)
 
 

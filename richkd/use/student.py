@@ -128,7 +128,11 @@ def saved_logits(path: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None
     truth = load_split(labels).labels
     together = paths(path.parent)
     shape = len(together), len(truth), None
-    return read_array(logits, "float32 float64", shape)[together.index(path)], truth
+    try:
+        found = read_array(logits, "float32 float64", shape)
+    except InputError as error:
+        raise InputError(f"{error}; if data/ was made anew since, run `dvc repro`") from None
+    return found[together.index(path)], truth
 
 
 def _temperature(path: Path) -> float | None:

@@ -164,7 +164,7 @@ def test_it_is_said_how_often_chance_alone_is_shown() -> None:
     assert "no standard error, so no difference is shown" in meaning_of_shown(1)
     for seeds, percent in ((3, 18), (5, 12), (8, 9)):
         assert percent == round(200 * t.sf(2, seeds - 1))
-        assert f"With {seeds} seeds, chance alone lies beyond in {percent} % of" in (
+        assert f"With {seeds} seeds, chance alone goes beyond two in {percent} % of" in (
             meaning_of_shown(seeds)
         )
 

@@ -115,6 +115,11 @@ def test_bad_images_are_a_line_each_and_the_others_are_answered(
         assert line.startswith(f"error: {start}")
 
 
+def test_without_an_answer_there_is_no_table(finished, images, monkeypatch, capsys):
+    code, out, err = predict(monkeypatch, capsys, finished / "models/LF", "nothing.png")
+    assert code == 1 and out == "" and err == "error: nothing.png is not there\n"
+
+
 def test_probabilities_that_are_not_calibrated_are_told(finished, images, monkeypatch, capsys):
     import shutil
 

@@ -80,6 +80,14 @@ def test_the_folder_one_stands_in(run, monkeypatch):
     assert richkd.load(".").temperature == temperature is not None
 
 
+def test_logits_of_other_data_are_named(run):
+    np.save("predictions/LF/validation.npy", np.zeros((1, 3, 4), np.float32))
+    with pytest.raises(
+        InputError, match="validation.npy holds .* if data/ was made anew since, run"
+    ):
+        richkd.load("models/LF")
+
+
 def test_a_folder_alone_has_no_temperature(run):
     (run / "models/LF").rename("downloaded")
     student = richkd.load("downloaded")
