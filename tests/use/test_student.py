@@ -88,6 +88,12 @@ def test_logits_of_other_data_are_named(run):
         richkd.load("models/LF")
 
 
+def test_a_checkout_named_richkd_does_not_hide_the_package(tmp_path):
+    (tmp_path / "richkd").mkdir()
+    words = [sys.executable, "-c", "import richkd; print(richkd.load.__name__)"]
+    assert subprocess.check_output(words, cwd=tmp_path, text=True) == "load\n"
+
+
 def test_a_folder_alone_has_no_temperature(run):
     (run / "models/LF").rename("downloaded")
     student = richkd.load("downloaded")
