@@ -41,7 +41,7 @@ bench: .venv/installed
 	$(WITH_VENV) python -m bench.overhead
 
 # editable_mode=compat: else Python, started beside a checkout named richkd, takes that for the package.
-.venv/installed: pyproject.toml requirements.txt
+.venv/installed: Makefile pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --disable-pip-version-check -c requirements.txt -C editable_mode=compat -e '.[test]'
