@@ -7,11 +7,11 @@ Two packages choose their modules by name. `richkd.models` counts whole. Of `ric
 variant counts the modules of its own terms with what these import, and `terms.py` without the
 entries of other losses: so a new loss leaves all fingerprints as they are.
 
-An edit of these files cannot change a result, so they are left out:
+An edit of these files changes no result, so they are left out:
 - `richkd/params`: DVC compares the values themselves, and `stages.code` writes down the options of
-  each term;
-- `richkd/base`, but for `distributed`: files, errors, downloads that a checksum names, the going on
-  of a killed stage, the choice of a device;
+  each term. (Of another key that params.yaml may leave out, an edited default is not noticed.)
+- of `richkd/base`: files, errors, downloads that a checksum names, the going on of a killed stage,
+  the choice of a device;
 - `stages/__init__.py`: it starts a stage;
 - `richkd/__init__.py` and `richkd/losses/__init__.py`: they give functions a second name.
 """

@@ -9,10 +9,17 @@ from tqdm import tqdm
 from richkd import engine, params
 from richkd.base import distributed
 from richkd.base.files import write_array, write_json
-from richkd.base.records import read_array
 from richkd.classifiers import load_classifier
 from richkd.data import imagesets
-from richkd.data.dataset import CORRUPTED, SHIFTED, corrupted_shape, load_info, load_split
+from richkd.data.dataset import (
+    CORRUPTED,
+    SHIFTED,
+    Manifest,
+    Split,
+    load_info,
+    load_split,
+    read_corrupted,
+)
 from richkd.data.imagesets import Centers, Pixels
 from richkd.data.views import Preprocessing
 from richkd.evaluate.scores import corrupted_sets, limit, score, shifted_found
@@ -42,17 +49,19 @@ class Model:
         how = preprocessing or self.preprocessing
         return self.logits(imagesets.for_inference(load_split(path), how, self.device))
 
-    def of_corruption(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The logits of a corruption's images, which have this shape where they are arrays."""
+    def of_corruption(self, name: str, test: Split | Manifest, severities: int) -> np.ndarray:
+        """The logits of a corruption's images, of all severities."""
         files = CORRUPTED / f"{name}.safetensors"
-        if not files.exists():
-            images = read_array(CORRUPTED / f"{name}.npy", "uint8", shape, "r")
-            return self.logits(Pixels(images, self.preprocessing, self.device))
-        # The files were cut before they were corrupted: they are not resized again.
         center = self.preprocessing.center
-        assert center is not None  # files always have to be cut
-        cut = self.preprocessing._replace(center=center._replace(resize=center.size))
-        return self.of_split(files, cut)
+        # Images in files were cut before they were corrupted: no margin is cut off again.
+        whole = center and center._replace(resize=center.size)
+        if files.exists():
+            assert whole  # files always have to be cut
+            return self.of_split(files, self.preprocessing._replace(center=whole))
+        images = read_corrupted(CORRUPTED / f"{name}.npy", test, severities)
+        other = whole and isinstance(test, Manifest) and whole.size != images.shape[1]
+        resize = whole if other else None
+        return self.logits(Pixels(images, self.preprocessing, self.device, resize=resize))
 
 
 def main(name: str) -> None:
@@ -73,11 +82,10 @@ def main(name: str) -> None:
     first = distributed.rank() == 0
     seeds, count, classes = saved["test"].shape
     test = load_split("data/test.safetensors")
-    images = corrupted_shape(test, len(severities), model.preprocessing.center)
     shape = seeds, len(names), len(severities), count, classes
     corrupted = np.empty(shape if first else 0, np.float16)
     for number, corruption in enumerate(tqdm(names, name, unit="corruption")):
-        scores = model.of_corruption(corruption, images)
+        scores = model.of_corruption(corruption, test, len(severities))
         if first:
             # 16 bits are finest near 0: the largest logit moves there, which no softmax notices.
             scores -= scores.max(-1, keepdims=True)

@@ -5,7 +5,14 @@ import numpy as np
 from richkd import params
 from richkd.base.files import write_array, write_json
 from richkd.data.dataset import load_info, load_split
-from richkd.evaluate.scores import corrupted_sets, read_logits, read_seeds, score, shifted_found
+from richkd.evaluate.scores import (
+    corrupted_sets,
+    limit,
+    read_logits,
+    read_seeds,
+    score,
+    shifted_found,
+)
 from richkd.teachers.fusion import load_recipe
 from stages import run
 
@@ -22,7 +29,11 @@ def main() -> None:
         # under one corruption, so that not all corrupted images are in memory in 32 bits.
         for out, teacher_logits, clip_logits in zip(fused[0], teacher[0], clip[0], strict=True):
             # Mixed in 32 bits, saved in the dtype of the parts.
-            out[...] = recipe.mix(teacher_logits.astype(np.float32), clip_logits.astype(np.float32))
+            mixed = recipe.mix(teacher_logits.astype(np.float32), clip_logits.astype(np.float32))
+            if part == "corrupted":  # 16 bits are finest near 0
+                mixed -= mixed.max(-1, keepdims=True)
+                limit(mixed, float(np.finfo(np.float16).max))
+            out[...] = mixed
         write_array(f"predictions/fused/{part}.npy", fused)
     write_json("predictions/fused/seeds.json", read_seeds("teacher"))
     labels, names = load_split("data/test.safetensors").labels, corrupted_sets(corruptions.names)

@@ -1,7 +1,7 @@
 """One job in several processes that torchrun started; or in a single process.
 
 Each process works on its own part of every batch. In a single process `processes()` is 1, and
-`gather`, `total`, `mean` and `average` change nothing.
+`gather`, `gather_batch`, `total`, `mean` and `average` change nothing.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -119,6 +120,27 @@ def gather(rows: Tensor) -> Tensor:
     every = rows.new_zeros(processes(), *rows.shape)
     every[rank()] = rows
     return total(every).flatten(0, 1)
+
+
+def gather_batch(rows: Tensor) -> Tensor:
+    """As `gather`, and gradients reach this process's rows.
+
+    For a loss that relates the images of a batch to each other: every process computes the loss of
+    the whole batch. Gradients are averaged over the processes afterwards, and those of a process
+    come from its own rows alone, so they are multiplied by the number of processes here.
+    """
+    gathered: Tensor = _GatherBatch.apply(rows) if processes() > 1 else rows
+    return gathered
+
+
+class _GatherBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return upstream.chunk(processes())[rank()] * processes()
 
 
 def average(tensors: Sequence[Tensor]) -> None:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -64,18 +64,25 @@ def remove_recorded(lock_file: Path) -> None:
         return
     text, written = lock_file.read_text(), lock_file.stat().st_mtime_ns
     for note in FOLDER.glob("finished-*.json"):
-        try:
-            record = json.loads(note.read_text())
-            recorded = f"md5: {_dvc_hash(record['files'])}\n" in text
-            sources = [FOLDER / Path(name).name for name in record["sources"]]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            note.unlink()  # damaged; without it the sources stay until their stage runs again
-            continue
-        # A lock file from git may have had the same hash before the stage ran.
-        if recorded and written > note.stat().st_mtime_ns:
-            for source in sources:
-                shutil.rmtree(source) if source.is_dir() else source.unlink(missing_ok=True)
-            note.unlink()
+        # Another stage that starts at the same time may remove what is found here.
+        with suppress(FileNotFoundError):
+            _remove_if_recorded(note, text, written)
+
+
+def _remove_if_recorded(note: Path, lock_text: str, written: int) -> None:
+    """`written` is when DVC wrote its lock file, which has this text; in nanoseconds."""
+    try:
+        record = json.loads(note.read_text())
+        recorded = f"md5: {_dvc_hash(record['files'])}\n" in lock_text
+        sources = [FOLDER / Path(name).name for name in record["sources"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        note.unlink()  # damaged; without it the sources stay until their stage runs again
+        return
+    # A lock file from git may have had the same hash before the stage ran.
+    if recorded and written > note.stat().st_mtime_ns:
+        for source in sources:
+            shutil.rmtree(source) if source.is_dir() else source.unlink(missing_ok=True)
+        note.unlink()
 
 
 def _note(output: Path | str) -> Path:

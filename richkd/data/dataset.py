@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from richkd.base.checkout import locate
 from richkd.base.errors import InputError
 from richkd.base.files import fingerprint, replacing, write_json
-from richkd.base.records import check_array, read_json, read_safetensors
+from richkd.base.records import check_array, read_array, read_json, read_safetensors
 
 CORRUPTED, SHIFTED = Path("data/corrupted"), Path("data/shifted")
 
@@ -80,13 +80,17 @@ class Info:
         return self.name == "imagenet" and len(self.classes) == 1000
 
 
-def corrupted_shape(test: Split | Manifest, severities: int, cut: Any) -> tuple[int, ...]:
-    """The shape of a corruption's images where they are arrays: uint8 (severities · N, H, W, 3).
+def read_corrupted(path: Path, test: Split | Manifest, severities: int) -> npt.NDArray[np.uint8]:
+    """A corruption's images where they are arrays: uint8 (severities · N, H, W, 3), on the disk.
 
-    `cut` is the `richkd.data.views.Center` by which images in files are cut, else None.
+    InputError unless they are as many and as large as the test images; those of test images in
+    files are squares, the centres of the files.
     """
-    side = test.images.shape[1:3] if isinstance(test, Split) else (cut.size, cut.size)
-    return severities * len(test.labels), *side, 3
+    side = test.images.shape[1:3] if isinstance(test, Split) else (None, None)
+    images = read_array(path, "uint8", (severities * len(test.labels), *side, 3), "r")
+    if isinstance(test, Manifest) and images.shape[1] != images.shape[2]:
+        raise InputError(f"{path} holds images of {images.shape[1:3]}: must be squares")
+    return images
 
 
 def save_split(path: Path | str, split: Split | Manifest) -> None:

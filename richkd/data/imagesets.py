@@ -269,7 +269,7 @@ class Pixels:
     """Arrays as `engine.Images`: a batch is normalised when it is taken.
 
     `images` uint8 (n, H, W, 3), which can lie on the disk; `ids` (N,) are the images to take, all
-    of them unless given.
+    of them unless given. With `resize` a batch is cut by it first.
     """
 
     def __init__(
@@ -278,8 +278,10 @@ class Pixels:
         preprocessing: Preprocessing,
         device: torch.device,
         ids: npt.NDArray[np.int64] | None = None,
+        resize: Center | None = None,
     ):
         self.images, self.preprocessing, self.device = images, preprocessing, device
+        self.resize = resize
         self.ids = np.arange(len(images)) if ids is None else ids
 
     def __len__(self) -> int:
@@ -287,11 +289,12 @@ class Pixels:
 
     def __getitem__(self, ids: Tensor | slice, /) -> "Pixels":
         chosen = self.ids[ids if isinstance(ids, slice) else ids.cpu().numpy()]
-        return Pixels(self.images, self.preprocessing, self.device, chosen)
+        return Pixels(self.images, self.preprocessing, self.device, chosen, self.resize)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return len(self), 3, *self.images.shape[1:3]
+        side = (self.resize.size, self.resize.size) if self.resize else self.images.shape[1:3]
+        return len(self), 3, *side
 
     def new_zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, device=self.device)
@@ -299,6 +302,9 @@ class Pixels:
     def split(self, batch_size: int, /) -> Iterator[Tensor]:
         for start in range(0, len(self), batch_size):
             part = self.images[self.ids[start : start + batch_size]]
+            if self.resize:
+                pixels = torch.from_numpy(part).permute(0, 3, 1, 2)
+                part = cut_center(pixels, self.resize).permute(0, 2, 3, 1).numpy()
             yield to_input(part, self.preprocessing, self.device)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 import pandas as pd
 from pydantic import AfterValidator, FiniteFloat
 
+from richkd.base.errors import InputError
 from richkd.base.files import replacing, write_json
 
 
@@ -90,11 +91,14 @@ def paired(values: Mapping[str, float], reference: Mapping[str, float]) -> Diffe
     """The difference of one metric of two models, each `{seed: value}`, over their common seeds.
 
     A seed decides the order and the augmentation of the training images for both models, so this
-    part of the spread cancels in the difference. ValueError where the models have no common seed.
+    part of the spread cancels in the difference. InputError where the models have no common seed.
     """
     differences = [values[seed] - reference[seed] for seed in values if seed in reference]
     if not differences:
-        raise ValueError(f"no seed of {', '.join(values)} is among {', '.join(reference)}")
+        raise InputError(
+            f"metrics of {', '.join(values)} and of {', '.join(reference)} have no common seed: "
+            "run `dvc repro`"
+        )
     count = len(differences)
     error = stdev(differences) / count**0.5 if count > 1 else None
     return Difference(mean(differences), error, count)

@@ -5,11 +5,13 @@ from importlib import import_module
 from typing import Any
 
 # Other code reads this table from the syntax tree: a plain literal, one line for each loss.
+# "logits of the batch" are those of a loss that relates the images of a batch to each other. Losses
+# on features do so always, the others never.
 TERMS: dict[str, str] = {
     "kd": "logits",
     "dkd": "logits and labels",
-    "mlkd": "logits",
-    "dist": "logits",
+    "mlkd": "logits of the batch",
+    "dist": "logits of the batch",
     "rkd": "features",
     "sp": "features",
     "pkt": "features",

@@ -74,13 +74,13 @@ def _load_mdistiller(p: MdistillerTeacher, model: nn.Module) -> dict[str, str]:
     )
     try:
         with download.members(archive) as found:
-            if member not in found:
-                raise InputError(f"{archive} has no {member}: there is no such teacher")
-            content = BytesIO(found[member]())
+            content = BytesIO(found[member]()) if member in found else None
     except InputError:
         if p.sha256 is None:
             archive.unlink()  # it may be a wrong file, so the next try downloads it again
         raise
+    if content is None:
+        raise InputError(f"{archive} has no {member}: there is no such teacher")
     content.name = f"{archive}: {member}"
     weights.load_into(model, content)
     return {"cifar_teachers.tar": sha256(archive)}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Teacher(ABC):
     """Looked up by images and views: `ids` (B,) and `view_ids` (B,), int64, on the device."""
 
+    has_maps = False  # whether `maps` answers
+
     @property
     @abstractmethod
     def feature_dim(self) -> int:

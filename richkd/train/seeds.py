@@ -111,7 +111,7 @@ def train_seeds(
     checkpoints: list[resume.Checkpoint] = []
     curves = Curves(job.name, write)
     at_once = min(data.runtime.seeds_at_once, len(job.seeds))
-    threads = threads_each(job, data, at_once)
+    threads = threads_each(job, data, at_once, teacher)
 
     def train_group(seeds: Sequence[int]) -> None:
         """Train these seeds side by side; when it returns, their memory is free."""
@@ -165,18 +165,22 @@ class Curves:
         )
 
 
-def threads_each(job: Job, data: TrainingData, at_once: int) -> int | None:
+def threads_each(
+    job: Job, data: TrainingData, at_once: int, teacher: Teacher | None = None
+) -> int | None:
     """How many threads each of the runs side by side has; None where the runs take turns.
 
     On a CPU, two operations of a small network at the same time, in one thread each, are faster
     than one operation after the other in two threads. Runs still take turns where the order of
     their steps matters: with several processes, which exchange numbers; with images in files, since
     runs share the reader of the validation images; for networks of other libraries, whose dropout
-    draws from the one generator of the process.
+    draws from the one generator of the process; under a teacher with feature maps, since hooks on
+    the one network of the teacher would see the maps of every thread.
     """
     resident = isinstance(data.train, ResidentSet)
     alone = data.device.type == "cpu" and distributed.processes() == 1
-    if at_once == 1 or not alone or not resident or "/" in job.training.arch:
+    shared = "/" in job.training.arch or (teacher is not None and teacher.has_maps)
+    if at_once == 1 or not alone or not resident or shared:
         return None
     return max(1, torch.get_num_threads() // at_once)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from richkd.base import memory
+from richkd.base import distributed, memory
 from richkd.base.vectors import unit
 from richkd.engine import free_memory
 from richkd.losses import ContrastiveMemory
@@ -28,7 +28,11 @@ NEGATIVES = {
 
 def parts_needed(variant: Mapping[str, Term]) -> list[str]:
     """The parts of a teacher that a variant's terms ask for: some of logits, features, maps."""
-    parts = {"logits and labels": "logits", "memory": "features"}
+    parts = {
+        "logits and labels": "logits",
+        "logits of the batch": "logits",
+        "memory": "features",
+    }
     compared = [TERMS[name] for name in variant if name != "ce"]
     return list(dict.fromkeys(parts.get(part, part) for part in compared))
 
@@ -68,9 +72,14 @@ class Comparison(nn.Module):
         if self.compares == "maps":
             return self._maps(output.maps, self.teacher.maps(*where))
         if self.compares == "features":
-            return self.loss(output.features, self.teacher.features(*where), **self.options)
+            pair = [output.features, self.teacher.features(*where)]
+        else:
+            pair = [output.logits, self.teacher.logits(*where)]
+        if self.compares in ("features", "logits of the batch"):
+            # Of several processes each has a part of the batch, and the loss is one of the whole.
+            pair = [distributed.gather_batch(rows) for rows in pair]
         labels = [batch.labels] if self.compares == "logits and labels" else []
-        return self.loss(output.logits, self.teacher.logits(*where), *labels, **self.options)
+        return self.loss(*pair, *labels, **self.options)
 
     def _maps(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
         """The sum over the stages, as published; larger maps are averaged to the smaller size."""

@@ -102,7 +102,7 @@ def find(folder: Path, seed: int | None) -> Path:
 
 def project(path: Path) -> Path:
     """The folder that holds `models/`, for a model at `path`, such as `models/LF/seed0`."""
-    return path.absolute().parents[2]
+    return Path(os.path.abspath(path)).parents[2]  # without any `..`
 
 
 def classifier_record(path: Path) -> ClassifierRecord:

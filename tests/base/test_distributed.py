@@ -20,7 +20,7 @@ from richkd.base.errors import InputError
 from richkd.data.dataset import Split
 from richkd.data.resident import ResidentSet
 from richkd.data.views import Preprocessing, Views
-from richkd.params import Ce, Runtime, Training
+from richkd.params import Ce, Dist, Mlkd, Pkt, Rkd, Runtime, Sp, Training
 from richkd.teachers.fused import Fused
 from richkd.teachers.table import Table
 from richkd.train.batchnorm import synchronised
@@ -54,7 +54,7 @@ class NoCheckpoint:
 def experiment(shared):
     """The data, a model, and an objective with KD and CRD: the same in every process.
 
-    With `shared` the images of a batch share CRD's negatives.
+    With `shared` the images of a batch share CRD's negatives, and other losses relate them, too.
     """
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (IMAGES, 8, 8, 3), generator=draw, dtype=torch.uint8)
@@ -68,6 +68,14 @@ def experiment(shared):
     torch.manual_seed(0)
     model = models.create("resnet8", CLASSES)
     options = {"ce": Ce(), "kd": kd(), "crd": crd(negatives="shared" if shared else "per_sample")}
+    if shared:  # losses that relate the images of a batch to each other
+        options |= {
+            "mlkd": Mlkd(weight=0.1, temperatures=(2.0,)),
+            "dist": Dist(weight=0.1, beta=1.0, gamma=1.0, temperature=4.0),
+            "rkd": Rkd(weight=0.1, distance_weight=1.0, angle_weight=2.0),
+            "sp": Sp(weight=1.0),
+            "pkt": Pkt(weight=10.0),
+        }
     fused = Fused(recipe(), teacher, clip)
     return data, model, make_objective(options, model, fused, data.labels)
 

@@ -66,6 +66,20 @@ def test_the_sources_go_once_dvc_has_recorded_the_output(finished, here):
     assert not list(kept.FOLDER.glob("*"))
 
 
+def test_a_note_that_another_stage_removes_meanwhile_is_passed_over(finished, here, monkeypatch):
+    record(f"md5: {dvc_says('models/LF', here / 'c')}\n")
+    (note,) = kept.FOLDER.glob("finished-*.json")
+    read = kept.json.loads
+
+    def other_stage_first(text):
+        note.unlink()
+        return read(text)
+
+    monkeypatch.setattr(kept.json, "loads", other_stage_first)
+    kept.remove_recorded(LOCK_FILE)
+    assert not note.exists()
+
+
 def test_an_output_that_is_made_again_keeps_its_sources(finished, here):
     record(f"md5: {dvc_says('models/LF', here / 'c')}\n")
     kept.forget("models/LF")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
+from richkd.base.errors import InputError
 from richkd.evaluate.seeds import Difference, paired, summarize, write_training
 
 # --- one model ----------------------------------------------------------------------------------
@@ -85,7 +86,9 @@ def test_of_one_seed_there_is_no_standard_error() -> None:
 def test_common_seeds_alone_are_compared() -> None:
     values = {"seed0": 1.0, "seed1": 2.0, "seed7": 100.0}
     assert paired(values, {"seed1": 1.0, "seed0": 0.0, "seed2": -100.0}) == Difference(1.0, 0.0, 2)
-    with pytest.raises(ValueError, match="no seed of seed0, seed1, seed7 is among seed2"):
+    with pytest.raises(
+        InputError, match="of seed0, seed1, seed7 and of seed2 have no common seed: run"
+    ):
         paired(values, {"seed2": 1.0})
 
 

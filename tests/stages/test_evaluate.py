@@ -9,10 +9,21 @@ import torch
 import yaml
 
 from richkd import models
+from richkd.base.errors import InputError
 from richkd.base.files import write_array, write_json
 from richkd.classifiers import Loaded, save_classifier
-from richkd.data.dataset import CORRUPTED, Info, Split, save_info, save_split
-from richkd.data.views import Preprocessing
+from richkd.data.dataset import (
+    CORRUPTED,
+    Info,
+    Manifest,
+    Split,
+    load_split,
+    save_info,
+    save_split,
+)
+from richkd.data.imagesets import cut_center
+from richkd.data.resident import normalise
+from richkd.data.views import Center, Preprocessing
 from richkd.teachers.fusion import Recipe
 from stages import calibrate, evaluate, evaluate_fused
 
@@ -106,3 +117,28 @@ def test_the_fused_logits_of_clipped_ones_are_finite(images, alpha):
     Recipe(alpha, 0.5, both, dict.fromkeys(both, "0" * 64)).save()
     evaluate_fused.main()
     assert all(np.isfinite(array).all() for array in saved("fused").values())
+    assert (saved("fused")["corrupted"].max(-1) == 0).all()
+
+
+def test_corrupted_centres_are_resized_for_a_network_of_another_size(images, tmp_path):
+    """Arrays of 32 pixels, made of files, for a network whose own centre has 48."""
+    save_students("teacher", 1.0)
+    model = evaluate.Model("teacher", CPU, 8, "fp32")
+    bare = model.of_corruption("fog", load_split("data/test.safetensors"), 1)
+    files = Manifest("x", ["x"] * 20, *(np.zeros(20),) * 4)
+    for size, same in ((32, True), (48, False)):
+        model.preprocessing = LOOK._replace(center=Center(size + 8, size, "bilinear"))
+        found = model.of_corruption("fog", files, 1)
+        assert found.shape == bare.shape and np.array_equal(found, bare) == same
+    resized = cut_center(
+        torch.from_numpy(np.load(CORRUPTED / "fog.npy")).permute(0, 3, 1, 2),
+        Center(48, 48, "bilinear"),
+    )
+    with torch.inference_mode():
+        expected = model.networks[0](normalise(resized.float(), LOOK)).logits
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="fog.npy"):
+        model.of_corruption("fog", files, 2)
+    write_array(CORRUPTED / "fog.npy", np.zeros((20, 32, 30, 3), np.uint8))
+    with pytest.raises(InputError, match=r"images of \(32, 30\): must be squares"):
+        model.of_corruption("fog", files, 1)

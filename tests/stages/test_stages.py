@@ -20,6 +20,7 @@ import torch
 import trees
 import yaml
 from PIL import Image, ImageOps
+from safetensors.torch import load_file
 from scipy.special import softmax
 from serving import Answer
 from torchvision.transforms import functional as tv
@@ -38,14 +39,18 @@ from richkd import models, params
 from richkd.base.errors import InputError
 from richkd.base.files import sha256, write_array, write_json
 from richkd.base.records import read_json
+from richkd.classifiers import Loaded
 from richkd.data import cifar_c, corrupted
 from richkd.data import folder as folders
 from richkd.data.corruptions import corrupt
 from richkd.data.dataset import CORRUPTED, Info, Split, load_split, save_info, save_split
 from richkd.evaluate.seeds import write_training
+from richkd.params import At, Ce
 from richkd.teachers.fusion import Recipe
+from richkd.teachers.online import Online
 from richkd.train import seeds
 from richkd.train.seeds import Job, TrainingData, train_seeds
+from richkd.train.terms import make_objective
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["apple", "maple tree", "sea", "wolf"]
@@ -540,6 +545,26 @@ def test_tf32_is_for_training(folder):
         assert torch.backends.cuda.matmul.allow_tf32 == wanted
 
 
+def test_students_on_maps_side_by_side_are_those_trained_alone(folder):
+    """Their teacher is one network, whose hooks must not see the maps of another student."""
+    job = Job("at", STUDENT, [0, 1], {}, [])
+
+    def states(at_once):
+        data = training_data(seeds_at_once=at_once)
+        torch.manual_seed(0)
+        network = models.create("resnet8", data.num_classes).eval()
+        teacher = Online(Loaded(network, data.preprocessing), maps=True)
+        options = {"ce": Ce(), "at": At(weight=1000.0, p=2.0)}
+        train_seeds(
+            job, data, write_training, teacher,
+            lambda model, own: make_objective(options, model, own, data.train.labels),
+        )  # fmt: skip
+        return [load_file(f"models/at/seed{seed}.safetensors") for seed in job.seeds]
+
+    for alone, together in zip(states(1), states(2), strict=True):
+        assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
 def test_curves_are_written_while_seeds_train_and_the_best_test_epoch_is_told(folder, monkeypatch):
     monkeypatch.setattr(seeds, "SHOWN", 0.0)
     written = []
@@ -554,6 +579,12 @@ def test_curves_are_written_while_seeds_train_and_the_best_test_epoch_is_told(fo
     job = Job("ce", STUDENT, [0, 1, 2], {}, [])
     assert seeds.threads_each(job, data, 2) == max(1, torch.get_num_threads() // 2)
     assert seeds.threads_each(job, data, 1) is None
+    network = models.create("resnet8", data.num_classes)
+    plain, with_maps = (
+        Online(Loaded(network, data.preprocessing), maps=maps) for maps in (False, True)
+    )
+    assert seeds.threads_each(job, data, 2, plain) is not None
+    assert seeds.threads_each(job, data, 2, with_maps) is None
     train_seeds(job, data, write)
     rows = [rows for rows, _ in written]  # two seeds may end an epoch at the same time
     assert rows == sorted(rows) and rows[-3:] == [5, 6, 6] and len(rows) == 7

@@ -212,6 +212,8 @@ def test_archives_without_the_teacher_are_one_line(model, server, tmp_path, evil
         with pytest.raises(InputError, match=reason) as caught:
             mdistiller(url)
         assert "\n" not in str(caught.value)
+        # An archive without this teacher is a whole one, of which another teacher may be wanted.
+        assert kept.exists() == (not reason.startswith("not whole"))
     assert not kept.exists()  # of what is no archive, nothing is kept
 
 

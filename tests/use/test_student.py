@@ -94,6 +94,12 @@ def test_a_checkout_named_richkd_does_not_hide_the_package(tmp_path):
     assert subprocess.check_output(words, cwd=tmp_path, text=True) == "load\n"
 
 
+def test_a_way_through_another_folder_is_the_same_model(run):
+    (run / "models/L").mkdir()
+    temperature = richkd.load("models/L/../LF").temperature
+    assert temperature == richkd.load("models/LF").temperature is not None
+
+
 def test_a_folder_alone_has_no_temperature(run):
     (run / "models/LF").rename("downloaded")
     student = richkd.load("downloaded")
