@@ -22,7 +22,7 @@ It knows the {count} classes of the data set `{data_set}`: {classes}.
 | measured on {images:,} test images | |
 |---|---|
 | top-1 | {top1:.1%} |
-| expected calibration error | {ece:.1%} |
+| expected calibration error, 15 bins | {ece:.1%} |
 | negative log-likelihood | {nll:.3f} nats |
 
 The probabilities are softmax(logits / {temperature:.4g}). {fitted}

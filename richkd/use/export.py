@@ -81,8 +81,12 @@ def export(request: Request) -> Path:
     packaged = Packaged(student.model, student.preprocessing, student.temperature).eval()
     with replacing(output) as part:
         write(request.to, packaged, about, part)
-        runner = open_runner(request.to, part)
-        differs = check(runner, student, load_split(data / "test.safetensors"), about, output)
+        try:
+            runner = open_runner(request.to, part)
+            differs = check(runner, student, load_split(data / "test.safetensors"), about, output)
+        except RuntimeError as error:  # else `replacing` would take it for an error of writing
+            reason = one_line(error, 150)
+            raise InputError(f"{output}: the exported model does not run: {reason}") from error
     if request.to == "safetensors":
         with replacing(output.with_name("README.md")) as part:
             part.write_text(card.render(about, output.name))

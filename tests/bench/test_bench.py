@@ -7,6 +7,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 import time
 import tomllib
 import venv
@@ -271,6 +272,26 @@ def test_losses_are_compared_with_kd_seed_by_seed():
     # Differences of +1 and −1 points, then of −10 and +10: means 0, errors 1 and 10.
     assert first.startswith("| `L` | fused, raw | 75.0 (+0.0 ± 1.0) |")
     assert second.startswith("| `L` | fused, aligned | 75.0 (+0.0 ± 10.0) |")
+
+
+def test_losses_are_read_from_the_commit_of_an_experiment(here, monkeypatch, capsys):
+    rows = [f"{model},0,{metric},0.5" for model in ("ce", "kd") for metric in losses.HEADLINE]
+    (here / "metrics").mkdir()
+    (here / "metrics/results.csv").write_text("\n".join(["model,seed,metric,value", *rows]))
+    (here / "params.yaml").write_text("distill: {variants: {kd: {teacher: teacher}}}")
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (
+        ["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], ["git", "add", "-A"],
+        ["git", *who, "commit", "-qm", "x"], ["git", "tag", "raw"],
+    ):  # fmt: skip
+        subprocess.run(words, check=True)
+    (here / "metrics/results.csv").write_text("changed since")
+    monkeypatch.setattr(sys, "argv", ["losses", "raw"])
+    losses.main()
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| `ce` | none | 50.0 (+0.0) | 50.0 (+0.0) | 50.0 (+0.0) | 0.500 (+0.000) | 50.0 (+0.0) |",
+        "| `kd` | teacher | 50.0 | 50.0 | 50.0 | 0.500 | 50.0 |",
+    ]
 
 
 def test_overhead_tells_stages_from_what_dvc_does_besides(monkeypatch):

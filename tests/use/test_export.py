@@ -247,6 +247,18 @@ def test_missing_packages_are_named(run, monkeypatch):
         export(request(run))
 
 
+def test_an_exported_model_that_does_not_run_is_no_error_of_writing(run, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr(module, "check", broken)
+    with pytest.raises(
+        InputError, match="LF-seed0.pt2: the exported model does not run: no kernel"
+    ):
+        export(request(run, "pt2"))
+    assert not list((run / "export").iterdir())
+
+
 def test_without_saved_answers_there_are_no_metrics(run):
     (run / "predictions/LF/test.npy").unlink()
     with pytest.raises(InputError, match="no predictions/LF/test.npy or no data/test.safetensors"):
