@@ -33,7 +33,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)  # safetensors makes files that their owner alone may read
         os.replace(part, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} could not be written: {_reason(error)}") from error

@@ -39,6 +39,13 @@ def test_replacing_moves_the_finished_file_into_place(tmp_path):
     assert target.read_text() == "whole" and list(target.parent.iterdir()) == [target]
 
 
+def test_safetensors_may_be_read_by_whoever_may_read_other_new_files(tmp_path):
+    (tmp_path / "plain").touch()
+    weights.save(tmp_path / "model", {"a": torch.zeros(2)}, {})
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_an_error_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     target = tmp_path / "file.txt"
     target.write_text("old")
