@@ -2,7 +2,6 @@
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -39,6 +38,10 @@ def check_maps(student_map: Tensor, teacher_map: Tensor) -> None:
     check_same("(batch, height, width)", student, teacher)
 
 
-def kl(student_log: Tensor, teacher_log: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of log-probabilities over the last dimension, mean over the rest."""
-    return F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1).mean()
+def kl(student_log: Tensor, teacher_log: Tensor, factor: float) -> Tensor:
+    """factor·KL(teacher ‖ student) of log-probabilities (…, C), averaged over ….
+
+    The sign goes with the factor: the gradient of torch's `kl_div` takes a kernel for it.
+    """
+    negative = ((student_log - teacher_log) * teacher_log.exp()).sum(-1).mean()
+    return negative * -factor

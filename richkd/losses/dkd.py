@@ -23,8 +23,8 @@ def dkd(
     check_logits(student, teacher)
     student_pair, student_rest = _decouple(student / temperature, target)
     teacher_pair, teacher_rest = _decouple(teacher / temperature, target)
-    loss = alpha * kl(student_pair, teacher_pair) + beta * kl(student_rest, teacher_rest)
-    return loss * temperature**2
+    target_class = kl(student_pair, teacher_pair, alpha * temperature**2)
+    return target_class + kl(student_rest, teacher_rest, beta * temperature**2)
 
 
 def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

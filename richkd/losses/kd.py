@@ -21,4 +21,4 @@ def kd(student: Tensor, teacher: Tensor, temperature: float, standardize: bool =
         student, teacher = standardize_logits(student), standardize_logits(teacher)
     student_log = F.log_softmax(student / temperature, dim=-1)
     teacher_log = F.log_softmax(teacher / temperature, dim=-1)
-    return kl(student_log, teacher_log) * temperature**2
+    return kl(student_log, teacher_log, temperature**2)

@@ -68,10 +68,10 @@ class Plan(NamedTuple):
 class Run:
     """The training of one model, and of what its objective learns, to its last epoch.
 
-    `objective(output, batch)` returns the loss terms by name, `loss` first, as
-    `richkd.train.objective.Objective` does. `history` has a row for each epoch: the mean of each
-    loss term, the training accuracy and, in about ten epochs of a run, the accuracies on the
-    validation and the test images if there are any. `after_epoch` is called when a row is complete.
+    What is minimised is the weighted sum of the objective's terms. `history` has a row for each
+    epoch: the means of that sum, `loss`, and of each term, the training accuracy and, in about ten
+    epochs of a run, the accuracies on the validation and the test images if there are any.
+    `after_epoch` is called when a row is complete.
 
     The checkpoint is written after the first epoch, after the last, and after each epoch between
     them for which `Checkpoint.due` says so. A killed run loses at most `resume.SECONDS` and an
@@ -112,7 +112,7 @@ class Run:
         cuda = self.device.type == "cuda"
         self.graphs = self._graphs_wanted()
         self.stream = torch.cuda.Stream(self.device) if cuda else None
-        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
+        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Batch]] = {}
         self.seen: Counter[int] = Counter()
         self.draw = torch.Generator(self.device)
         # torch's own generator, from which layers draw.
@@ -135,7 +135,7 @@ class Run:
         self.sent = 0.0  # the value of `rate`
         self.scheduler = _schedule(self.optimizer, self.training, self.steps)
         self.names: list[str] = []
-        self.sums: Tensor | None = None
+        self.sums: list[Tensor] = []  # over the epoch's images, of what `names` says
         self.history: list[dict[str, float]] = []
         self._resume()
 
@@ -215,36 +215,40 @@ class Run:
         )
         for epoch in range(first, epochs):
             batches = self._batches(epoch)
+            views = [(batch.ids, batch.view_ids) for batch in batches]
             self.objective.begin_epoch(epoch + 1)
-            self.images.begin_epoch(batches)
+            self.images.begin_epoch(views)
             if self.teacher:
-                self.teacher.begin_epoch(batches)
-            for number, (ids, view_ids) in enumerate(batches):
+                self.teacher.begin_epoch(views)
+            for number, batch in enumerate(batches):
                 self.images.next_batch()
                 if self.teacher:
                     self.teacher.next_batch()
                 self._send_rate()
                 self._seed_layers(epoch * self.steps + number)
-                self._launch(ids, view_ids)
+                self._launch(batch)
                 self.scheduler.step()
                 progress.update()
                 yield
             if self.counters:
                 torch._foreach_add_(self.counters, len(batches))
-            self._finish(epoch, sum(len(ids) for ids, _ in batches), progress)
+            self._finish(epoch, sum(len(ids) for ids, _ in views), progress)
         progress.close()
 
-    def _batches(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
-        """Image ids and view ids of every batch of an epoch, this process's share of them."""
+    def _batches(self, epoch: int) -> list[Batch]:
+        """Every batch of an epoch, this process's share of it."""
         self.draw.manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=self.draw, device=self.device)
         view_ids = self.images.views.sample(len(order), self.draw)
         whole = len(order) - len(order) % self.batch_size + self.rest
-        order, view_ids = order[:whole], view_ids[:whole]
+        order = order[:whole]
+        # Labels of all at once: a lookup in each step would be a kernel more.
+        parts = self.images.labels[order], order, view_ids[:whole]
         batches = []
-        for batch in zip(order.split(self.batch_size), view_ids.split(self.batch_size)):
+        for batch in zip(*(part.split(self.batch_size) for part in parts)):
             share = len(batch[0]) // distributed.processes()
-            batches.append(tuple(part[distributed.rank() * share :][:share] for part in batch))
+            labels, ids, view_ids = (x[distributed.rank() * share :][:share] for x in batch)
+            batches.append(Batch(labels, ids, view_ids, self.draw))
         return batches
 
     def _losses(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -253,21 +257,22 @@ class Run:
             output = self.forward(images)
         return self.objective(output, batch), output.logits
 
-    def _step(self, ids: Tensor, view_ids: Tensor) -> None:
-        labels = self.images.labels[ids]
-        batch = self.objective.draw(Batch(labels, ids, view_ids, self.draw))
+    def _step(self, batch: Batch) -> None:
+        images, batch = self.images.batch(batch.ids, batch.view_ids), self.objective.draw(batch)
         # The first step sets CRD's normalisers, so its code differs: it is not compiled.
-        losses = self._losses if self.sums is None else self.losses
-        terms, logits = losses(self.images.batch(ids, view_ids), batch)
+        losses = self.losses if self.sums else self._losses
+        terms, logits = losses(images, batch)
         self.optimizer.zero_grad()
-        terms["loss"].backward()
+        # Backward from the terms, each with its weight: the sum itself would take five kernels.
+        torch.autograd.backward([*terms.values()], [*self.objective.weights])
         distributed.average([x.grad for x in self.parameters if x.grad is not None])
         self._update()
-        hits = (logits.argmax(1) == labels).mean(dtype=torch.float32)
-        values = torch.stack([*terms.values(), hits]).detach() * len(ids)
-        if self.sums is None:
-            self.names, self.sums = [*terms, "train_accuracy"], torch.zeros_like(values)
-        self.sums += values
+        hits = torch.empty(len(images), device=self.device)  # as float32 at once: a kernel less
+        hit_rate = torch.eq(logits.argmax(1), batch.labels, out=hits).mean()
+        values = [*(term.detach() for term in terms.values()), hit_rate]
+        if not self.sums:
+            self.names, self.sums = [*terms, "train_accuracy"], [*map(torch.zeros_like, values)]
+        torch._foreach_add_(self.sums, values, alpha=len(images))  # one kernel
 
     def _update(self) -> None:
         """The optimizer's step. Its rate is on the device for a graph, otherwise on the host."""
@@ -293,22 +298,22 @@ class Run:
         text = f"{self.seed} {step} {distributed.rank()}"
         self.layers_draw.manual_seed(zlib.crc32(text.encode()))
 
-    def _launch(self, ids: Tensor, view_ids: Tensor) -> None:
+    def _launch(self, batch: Batch) -> None:
         """Run a step, directly or by replaying the graph for a batch of this length."""
-        length = len(ids)
+        length = len(batch.ids)
         self.seen[length] += 1
         if not self.graphs or self.seen[length] <= WARM_UP:
-            self._step(ids, view_ids)
+            self._step(batch)
             return
         if length not in self.captured:
-            inputs = ids.clone(), view_ids.clone()
+            inputs = Batch._make([*(part.clone() for part in batch[:3]), *batch[3:]])
             self.captured[length] = self._capture(inputs), inputs
         graph, inputs = self.captured[length]
-        torch._foreach_copy_(inputs, (ids, view_ids))  # one kernel
+        torch._foreach_copy_(inputs[:3], batch[:3])  # labels, ids and view ids in one kernel
         graph.replay()
 
-    def _capture(self, inputs: tuple[Tensor, Tensor]) -> torch.cuda.CUDAGraph:
-        """The graph of a step on these tensors, image ids and view ids."""
+    def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
+        """The graph of a step on the tensors of this batch."""
         graph = torch.cuda.CUDAGraph()
         if REGISTERS:
             graph.register_generator_state(self.draw)
@@ -316,17 +321,19 @@ class Run:
         torch._C._cuda_clearCublasWorkspaces()
         # thread_local: threads that gather rows into pinned memory do not break the capture.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self._step(*inputs)
+            self._step(batch)
         torch._C._cuda_clearCublasWorkspaces()
         return graph
 
     def _finish(self, epoch: int, seen: int, progress: tqdm) -> None:
         """Write the epoch's row and save the run; `seen` are this process's images of the epoch."""
-        assert self.sums is not None  # an epoch has a step
-        means = (distributed.total(self.sums) / (seen * distributed.processes())).tolist()
-        self.sums.zero_()
-        self.history.append({"epoch": epoch + 1, **dict(zip(self.names, means))})
-        row, epochs = self.history[-1], self.training.epochs
+        sums = distributed.total(torch.stack(self.sums))
+        torch._foreach_zero_(self.sums)
+        means = (sums / (seen * distributed.processes())).tolist()
+        loss = self.objective.total(means[:-1])
+        row = {"epoch": epoch + 1, "loss": loss, **dict(zip(self.names, means))}
+        self.history.append(row)
+        epochs = self.training.epochs
         self._refuse(divergence(self.model, row["loss"]))
         if distributed.rank() > 0:
             return

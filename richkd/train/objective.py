@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from richkd.models import ModelOutput
 from richkd.params import Ce, Term
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class Batch(NamedTuple):
@@ -28,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The weighted sum of cross entropy, `ce`, and of further terms.
+    """Cross entropy, `ce`, and further terms, with the weights of their sum.
 
     A term is a module called with (output, batch) that returns a scalar; what it learns is trained
     along with the classifier. The weight of a term with a warm-up of W epochs is e/W of its own in
@@ -66,13 +68,17 @@ class Objective(nn.Module):
         return batch
 
     def forward(self, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
-        """Scalars in float32: `loss`, the weighted sum, and each term before its weight."""
+        """Each term before its weight, by name, in the order of `weights`: scalars in float32."""
         output = output.float()  # autocast may have halved it
         values = {"ce": F.cross_entropy(output.logits, batch.labels)}
         for name, term in self.terms.items():
             values[name] = term(output, batch)
-        loss = (torch.stack([*values.values()]) * self.weights).sum()
-        return {"loss": loss, **values}
+        return values
+
+    def total(self, values: Iterable[Number]) -> Number:
+        """The weighted sum of the terms' values, which are in the order of `weights`."""
+        pairs = zip(self.weights.tolist(), values, strict=True)
+        return cast(Number, sum(weight * value for weight, value in pairs))
 
     def _weights(self, epoch: int) -> Tensor:
         """float32, on the CPU."""

@@ -90,7 +90,7 @@ class Slope(nn.Module):
 
 class Mean(Objective):
     def forward(self, output, batch):
-        return {"loss": output.features.mean()}
+        return {"ce": output.features.mean()}
 
 
 # --- fit ----------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_a_last_batch_of_one_image_is_left_out_and_that_is_said(here, data, caps
     assert model.lengths == [batch_size] * (2 * 21 // batch_size)
     left_out = []
     for epoch in range(2):
-        ids = torch.cat([ids for ids, _ in prepared._batches(epoch)])
+        ids = torch.cat([batch.ids for batch in prepared._batches(epoch)])
         assert len(ids.unique()) == len(ids) == 21
         left_out.append(sum(range(22)) - int(ids.sum()))
     assert left_out[0] != left_out[1]
@@ -320,7 +320,7 @@ class Breaks(Objective):
     def forward(self, *arguments):
         self.left -= 1
         terms = super().forward(*arguments)
-        return terms if self.left >= 0 else {**terms, "loss": terms["loss"] * math.nan}
+        return terms if self.left >= 0 else {"ce": terms["ce"] * math.nan}
 
 
 def test_a_broken_epoch_is_an_error_and_leaves_no_checkpoint(here, data):
@@ -550,12 +550,12 @@ def test_a_batchnorm_that_does_not_count_gives_the_same_bits(training_mode):
 class Replay:
     """In place of a CUDA graph on a CPU: a replay runs the step on the inputs of its capture."""
 
-    def __init__(self, run, inputs):
-        self.run, self.inputs, self.replays = run, inputs, 0
+    def __init__(self, run, batch):
+        self.run, self.batch, self.replays = run, batch, 0
 
     def replay(self):
         self.replays += 1
-        self.run._step(*self.inputs)
+        self.run._step(self.batch)
 
 
 @pytest.fixture
@@ -564,7 +564,7 @@ def use_graphs(monkeypatch):
 
     def use():
         monkeypatch.setattr(Run, "_graphs_wanted", lambda run: True)
-        monkeypatch.setattr(Run, "_capture", lambda run, inputs: Replay(run, inputs))
+        monkeypatch.setattr(Run, "_capture", lambda run, batch: Replay(run, batch))
 
     return use
 
