@@ -16,6 +16,7 @@ from richkd.base.errors import InputError
 from richkd.base.records import read_json
 from richkd.evaluate.scores import Scores, agreements
 from richkd.evaluate.seeds import Difference, Figures, Metrics, paired
+from richkd.params.sources import Alignment
 
 TEACHERS = ("teacher", "clip", "fused")
 ALONE = "ce"  # the student trained on labels alone, which every experiment has
@@ -109,12 +110,11 @@ class Cached(TypedDict):
     single_prompt_accuracy: Figures
 
 
-# The columns of `metrics/fusion/alpha.csv`: for each alignment of both teachers' logits, none,
-# temperature or standardize, a row for each alpha of `fusion.grid`. An alignment that is not
-# possible has no rows. `nll_tempered` is the NLL at the mixture's own best temperature, and empty
-# where there is none.
+# The columns of `metrics/fusion/alpha.csv`: for each alignment of both teachers' logits a row
+# for each alpha of `fusion.grid`. An alignment that is not possible has no rows. `nll_tempered` is
+# the NLL at the mixture's own best temperature, and empty where there is none.
 ALPHA_COLUMNS = {
-    "align": Literal["none", "temperature", "standardize"],
+    "align": Alignment,
     **dict.fromkeys(("alpha", "accuracy", "nll", "ece"), FiniteFloat),
     "nll_tempered": float,
 }
@@ -134,7 +134,7 @@ ALPHA_COLUMNS = {
 # - `shipped`: true for the one row that the students learn from.
 CHOICE_METRICS = ("accuracy", "nll", "nll_tempered", "ece", "confident_wrong")
 CHOICE_COLUMNS = {
-    "align": Literal["none", "temperature", "standardize"],
+    "align": Alignment,
     "chosen": Literal["given", "auto", "per class"],
     **dict.fromkeys(("alpha", "alpha_low", "alpha_high", "temperature"), float),
     **{

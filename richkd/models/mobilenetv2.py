@@ -7,6 +7,7 @@ layer, too, and activations are ReLU, not ReLU6.
 
 from torch import Tensor, nn
 
+from richkd.models.initialise import initialise_convolutions
 from richkd.models.output import ModelOutput
 
 WIDTH = 0.5
@@ -67,13 +68,11 @@ class MobileNetV2(nn.Module):
             inputs = outputs
         self.feature_dim = 1280  # at every width up to 1, as in the paper
         self.conv2 = nn.Sequential(*conv_bn(inputs, self.feature_dim, 1), nn.ReLU(inplace=True))
-        self.classifier = nn.Sequential(nn.Linear(self.feature_dim, num_classes))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+        linear = nn.Linear(self.feature_dim, num_classes)
+        self.classifier = nn.Sequential(linear)
+        initialise_convolutions(self)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> ModelOutput:
         features = self.conv2(self.blocks(self.conv1(x))).mean((2, 3))

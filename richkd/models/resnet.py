@@ -8,6 +8,7 @@ widths 32, 64, 128, 256; `resnet8x2` has 16, 32, 64, 128.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from richkd.models.initialise import initialise_convolutions
 from richkd.models.output import ModelOutput
 
 
@@ -55,9 +56,7 @@ class ResNet(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
         self.feature_dim = inputs
         self.fc = nn.Linear(inputs, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> ModelOutput:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -6,6 +6,7 @@ Four stages of widths 64, 128, 256, 512; the stem is a 3x3 convolution without s
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from richkd.models.initialise import initialise_convolutions
 from richkd.models.output import ModelOutput
 
 
@@ -84,9 +85,7 @@ class ResNet(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*stage))
         self.feature_dim = inputs
         self.linear = nn.Linear(inputs, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> ModelOutput:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

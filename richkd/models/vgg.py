@@ -7,6 +7,7 @@ a max pool after each of the first three blocks, a mean over the positions after
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from richkd.models.initialise import initialise_convolutions
 from richkd.models.output import ModelOutput
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -42,9 +43,7 @@ class VGG(nn.Module):
             setattr(self, f"block{number}", nn.Sequential(*layers))
         self.feature_dim = inputs
         self.classifier = nn.Linear(inputs, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):

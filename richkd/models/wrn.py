@@ -6,6 +6,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from richkd.models.initialise import initialise_convolutions
 from richkd.models.output import ModelOutput
 
 
@@ -56,9 +57,7 @@ class WideResNet(nn.Module):
         self.feature_dim = 64 * width
         self.bn1 = nn.BatchNorm2d(self.feature_dim)
         self.fc = nn.Linear(self.feature_dim, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> ModelOutput:

@@ -155,6 +155,9 @@ class Cache:
     batch_size: Batch
 
 
+Alignment = Literal["none", "temperature", "standardize"]
+
+
 @section
 class Fusion:
     """Fused logits are alpha z_T + (1 - alpha) z_C; lam mixes the features in the same way.
@@ -162,7 +165,7 @@ class Fusion:
     Scales and an `auto` alpha are fitted on the validation images.
     """
 
-    align: Literal["none", "temperature", "standardize"]  # how both teachers come to one scale
+    align: Alignment  # how both teachers come to one scale
     alpha: Share | Literal["auto"]  # auto: of the lowest NLL at the mixture's best temperature
     lam: Share | Literal["auto"]  # auto: the same as alpha
     per_class: bool  # with alpha auto: an alpha for each class, if better on held-out images

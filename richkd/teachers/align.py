@@ -16,15 +16,16 @@ A number that is added to all logits of a row changes nothing here.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from richkd.base.errors import InputError
 from richkd.evaluate.calibration import fit_temperature
+from richkd.params.sources import Alignment
 from richkd.teachers.fusion import Recipe, row_deviations
 
-ALIGNMENTS = ("none", "temperature", "standardize")
+ALIGNMENTS = get_args(Alignment)
 IN_SENTENCES = {"teacher": "the teacher", "clip": "CLIP"}
 
 
