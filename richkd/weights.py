@@ -167,7 +167,7 @@ def _unpickle(source: Path | str | IO[bytes]) -> Any:
         )
     # torch's own advice stands before and after the reason.
     reason = re.split(r"Please|Check the doc", text.rpartition("WeightsUnpickler error:")[2])[0]
-    raise InputError(f"{name} is no file of weights alone, or not whole: {one_line(reason)}")
+    raise InputError(f"{name} is not a file of weights alone, or damaged: {one_line(reason)}")
 
 
 def _without_wrappers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ def main() -> None:
             file.unlink()
             print(f"{file} was no JSON, left by an interrupted DVC: removed")
         else:
-            print(f"{file} is no JSON, and stays because {reason}")
+            print(f"{file} is not JSON, and stays because {reason}")
 
 
 def dvc_runs() -> str | None:

@@ -75,7 +75,7 @@ def test_a_truncated_file_is_refused_by_name(saved, share):
     file = path.with_suffix(".safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(InputError, match=rf"{file} is not whole: "):
+    with pytest.raises(InputError, match=rf"{file} is damaged: "):
         weights.load_into(models.create("resnet8", 4), f"{path}.safetensors")
 
 

@@ -168,7 +168,7 @@ def _refusing(path: Path | str) -> Iterator[None]:
     except MemoryError:
         raise InputError(f"{path} needs more memory than there is") from None
     except Exception:  # which one depends on where the archive is damaged
-        raise InputError(f"{path} is not whole, or not a tar archive") from None
+        raise InputError(f"{path} is damaged, or not a tar archive") from None
 
 
 def _refuse_unsafe(member: tarfile.TarInfo, path: Path | str) -> None:

@@ -46,7 +46,7 @@ def reading(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path} {_explain(error)}") from None
     except Exception as error:  # which error depends on where the file is damaged
         text = one_line(error) or type(error).__name__
-        raise InputError(f"{path} is not whole: {text}") from None
+        raise InputError(f"{path} is damaged: {text}") from None
 
 
 def read_json(path: Path | str, schema: Any = Any) -> Any:
@@ -100,7 +100,7 @@ def read_array(
         size = Path(path).stat().st_size
     needed = mapped.offset + mapped.nbytes  # type: ignore[attr-defined]
     if size != needed:
-        raise InputError(f"{path} is not whole: it has {size} bytes, its header says {needed}")
+        raise InputError(f"{path} is damaged: it has {size} bytes, its header says {needed}")
     check_array(path, array, dtypes, shape)
     if finite:
         check_finite(path, array)
@@ -147,7 +147,7 @@ def _explain(error: ValidationError) -> str:
     """What a file does not hold as it should: the first finding."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return f"is not whole: {one_line(first['msg'])}"
+        return f"is damaged: {one_line(first['msg'])}"
     place = ".".join(str(part) for part in first["loc"]) or "its content"
     found = one_line(f"{place}: {first['msg']}")
     return f"is damaged or of another version of this code ({found}): run `dvc repro`"

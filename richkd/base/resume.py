@@ -55,7 +55,7 @@ class Checkpoint:
         state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
         if state.pop("key") != self.key:
             return None
-        tqdm.write(f"going on from {self.path}")
+        tqdm.write(f"continuing from {self.path}")
         return state
 
     def due(self) -> bool:

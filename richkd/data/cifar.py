@@ -135,7 +135,7 @@ class _Unpickler(_Python):
 
     def load_build(self) -> None:
         if not isinstance(self.stack[-2], np.ndarray | np.dtype):
-            raise pickle.UnpicklingError("it sets the state of something that is no array")
+            raise pickle.UnpicklingError("it sets the state of something that is not an array")
         _refuse_nested(self.stack[-1])
         super().load_build()
 
@@ -151,7 +151,7 @@ class _Unpickler(_Python):
 
 def _refuse_keys(keys: list[Any]) -> None:
     if not all(isinstance(key, str | bytes) for key in keys):
-        raise pickle.UnpicklingError("a key of a dict is no text")
+        raise pickle.UnpicklingError("a dict's key is not text")
 
 
 def _refuse_nested(values: Any) -> None:

@@ -68,7 +68,7 @@ def _load(loaders: Loaders, name: str, path: Path | str) -> Array:
     try:
         return loaders[f"{name}.npy"]()
     except Exception as error:  # numpy's error depends on where the file ends
-        raise InputError(f"{path}: {name}.npy is not whole: {error}") from None
+        raise InputError(f"{path}: {name}.npy is damaged: {error}") from None
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def load_split(path: Path | str, classes: int | None = None) -> Split | Manifest
     tensors = read_safetensors(path)
     kinds = MANIFEST if "files" in tensors else SPLIT
     if others := sorted(kinds.keys() ^ tensors.keys()):
-        raise InputError(f"{path} is no split: {others[0]} is missing, or must not be there")
+        raise InputError(f"{path} is not a split: {others[0]} is missing, or must not be there")
     check_array(f"{path}: labels", tensors["labels"], "int64", (None,))
     labels = tensors["labels"]
     for name, (dtype, shape) in kinds.items():

@@ -86,7 +86,7 @@ def prepare_digits(p: Digits) -> tuple[dict[str, Split], list[str]]:
     for name, count in counts.items():
         if count < len(classes):
             raise InputError(
-                f"dataset has {count} {name} images: at least {len(classes)}, one a class"
+                f"dataset has {count} {name} images: at least {len(classes)}, one for each class"
             )
     # A pixel's three channels, once more while they are written.
     needed = 2 * 3 * 16 * 16 * sum(counts.values())

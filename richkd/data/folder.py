@@ -193,7 +193,7 @@ def _read_names(path: str) -> dict[str, str]:
     except InputError:
         raise
     except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits
-        raise InputError(f"{path} is not whole: {one_line(error)}") from None
+        raise InputError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
         raise InputError(f"{path} must hold one JSON object: a name for each folder")
     for folder, name in names.items():
@@ -237,7 +237,7 @@ def in_folders(path: Path, classes: Sequence[str]) -> list[Labelled]:
             where = f", but {deeper} in folders below it" if deeper else ""
             raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)}){where}")
         others = len(entries) - len(images) - len(inner)
-        left_out[f"files that are no images ({', '.join(SUFFIXES)})"] += others
+        left_out[f"files that are not images ({', '.join(SUFFIXES)})"] += others
         left_out["images in folders below a class's folder"] += deeper
         files += [(f"{path.name}/{present[name]}/{image}", label) for image in images]
     _report_left_out(path, left_out)
@@ -290,7 +290,7 @@ def _flat_validation(root: Path, folders: Sequence[str]) -> list[Labelled]:
         if (wnid := wnid_of[number - 1]) in label_of:
             files.append((f"val/{name}", label_of[wnid]))
     left_out = {
-        "files that are no validation images": len(every) - len(names),
+        "files that are not validation images": len(every) - len(names),
         "images of classes that are not in the data set": len(names) - len(files),
     }
     _report_left_out(root / "val", left_out)
@@ -310,7 +310,7 @@ def _ground_truth(kit: Path) -> list[str]:
         }
         return [numbered[int(line)] for line in (kit / Path(TRUTH).name).read_text().split()]
     except Exception as error:  # scipy's error depends on where the file is damaged
-        raise InputError(f"{kit} is not ImageNet's devkit, or not whole: {error!r}") from None
+        raise InputError(f"{kit} is not ImageNet's devkit, or damaged: {error!r}") from None
 
 
 def check_counts(
@@ -339,7 +339,7 @@ def check_parts(
             raise InputError(
                 f"dataset.{key} is {getattr(p, key)}: leaves no {name} image of the class "
                 f"{folders[first]!r}, which has {sizes[first]} for training; must be 0 or at least "
-                f"{len(folders)}, one a class"
+                f"{len(folders)}, one for each class"
             )
 
 

@@ -47,7 +47,7 @@ def _read_arrays(images: Path, labels: Path, info: Info, shape: tuple[int, ...])
     try:
         pixels, truth = (np.lib.format.open_memmap(x, mode="r") for x in (images, labels))
     except Exception as error:  # numpy's error depends on where the file ends
-        raise InputError(f"{images}, {labels}: not both arrays, or not whole: {error}") from None
+        raise InputError(f"{images}, {labels}: not both arrays, or damaged: {error}") from None
     if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
         needed = ", ".join(map(str, shape))
         raise InputError(f"{images} must be uint8 (N, {needed}), not {pixels.dtype} {pixels.shape}")

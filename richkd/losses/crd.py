@@ -127,7 +127,8 @@ class ContrastiveMemory(nn.Module):
         labels = torch.arange(num_samples) if labels is None else torch.as_tensor(labels)
         if labels.shape != (num_samples,):
             raise ValueError(
-                f"labels has shape {tuple(labels.shape)}, must be ({num_samples},): one a sample"
+                f"labels has shape {tuple(labels.shape)}, must be ({num_samples},): one for each "
+                "sample"
             )
         _, class_of, size = torch.unique(labels, return_inverse=True, return_counts=True)
         if len(size) == 1:

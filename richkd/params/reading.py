@@ -44,7 +44,7 @@ def read_yaml(path: Path | str) -> Any:
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not readable as YAML: it is no UTF-8, {error}") from None
+        raise InputError(f"{path} is not readable as YAML: it is not UTF-8, {error}") from None
     except (YAMLError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         # ruamel's error depends on the value: ValueError for a date that no calendar has.
         raise InputError(f"{path} is not readable as YAML: {_reason(error)}") from None

@@ -211,7 +211,9 @@ def _check_digits(dataset: Digits) -> None:
     needed = len(classes) or CLASSES["digits"]
     for key in ("validation_images", "test_images", "captioned_images"):
         if (count := getattr(dataset, key)) < needed:
-            raise InputError(f"dataset.{key} is {count}: must be at least {needed}, one a class")
+            raise InputError(
+                f"dataset.{key} is {count}: must be at least {needed}, one for each class"
+            )
 
 
 def _check_cifar(dataset: Cifar) -> None:

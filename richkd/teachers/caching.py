@@ -189,7 +189,7 @@ class _Unfinished:
     def begin_or_resume(self, key: str) -> None:
         """Make the files, unless a killed or finished run of this key has left them whole."""
         if self._usable(key):
-            tqdm.write(f"going on from {self.work}")
+            tqdm.write(f"continuing from {self.work}")
             return
         kept.forget(self.folder)
         shutil.rmtree(self.work, ignore_errors=True)

@@ -106,7 +106,7 @@ def output_file(request: Request, name: str) -> Path:
         return output
     folder = request.output or Path("export", name)
     if (folder / "README.md").exists() and not (folder / "model.safetensors").exists():
-        raise InputError(f"{folder}/README.md is no model card: name another folder")
+        raise InputError(f"{folder}/README.md is not a model card: name another folder")
     return folder / "model.safetensors"
 
 

@@ -28,7 +28,7 @@ def open_session(path: Path | str) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # which error depends on where the file is damaged
-        raise InputError(f"{path} is no whole ONNX file: {one_line(error, 120)}") from None
+        raise InputError(f"{path} is not a complete ONNX file: {one_line(error, 120)}") from None
 
 
 class OnnxStudent:

@@ -89,7 +89,7 @@ def load(model: Path | str, seed: int | None = None) -> Student:
 def find(folder: Path, seed: int | None) -> Path:
     """The path, without suffix, of the folder's model of that seed; with None of the first."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of models: name one such as models/LF")
+        raise InputError(f"{folder} is not a folder of models: name one such as models/LF")
     if folder.name in ("", ".."):  # `.` has no name
         folder = Path(os.path.abspath(folder))
     found = paths(folder)

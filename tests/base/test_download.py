@@ -362,7 +362,7 @@ def test_a_truncated_tar_is_refused(tmp_path, mode, share):
     os.truncate(path, int(share * path.stat().st_size))
     with pytest.raises(InputError) as caught:
         contents(path)
-    assert str(caught.value) == f"{path} is not whole, or not a tar archive"
+    assert str(caught.value) == f"{path} is damaged, or not a tar archive"
 
 
 @pytest.mark.parametrize("place", [1, 20, 100_000, 500_000, -6])
@@ -373,12 +373,12 @@ def test_a_compressed_tar_with_a_wrong_byte_is_refused_before_any_is_read(tmp_pa
     path.write_bytes(bytes_)
     with pytest.raises(InputError) as caught, members(path):
         pytest.fail("read")
-    assert str(caught.value) == f"{path} is not whole, or not a tar archive"
+    assert str(caught.value) == f"{path} is damaged, or not a tar archive"
 
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path):
     (tmp_path / "x.tar").write_text("<html>Sign in to this network</html>")
-    with pytest.raises(InputError, match="x.tar is not whole, or not a tar archive"):
+    with pytest.raises(InputError, match="x.tar is damaged, or not a tar archive"):
         contents(tmp_path / "x.tar")
     for name, reason in (("gone", "No such file or directory"), ("", "Is a directory")):
         with pytest.raises(InputError, match=f"could not be read: {reason}"):
@@ -422,7 +422,7 @@ def negative(kind):
 
 BOUND = "member 'a' must have 0 to 500,000,000 bytes"
 MANY = "a member has too many headers"
-NOT_WHOLE = "is not whole, or not a tar archive"
+DAMAGED = "is damaged, or not a tar archive"
 NAME = header("@LongLink", 5, b"L") + b"name".ljust(512, b"\0")
 EMPTY = bytes(1024)
 HOSTILE = {
@@ -441,7 +441,7 @@ HOSTILE = {
         BOUND,
     ),
     "sparse": (pax("GNU.sparse.map", "0,1"), "member 'a' is sparse"),
-    "sparse nonsense": (pax("GNU.sparse.map", "x,y"), NOT_WHOLE),
+    "sparse nonsense": (pax("GNU.sparse.map", "x,y"), DAMAGED),
     "a size of 400 digits": (pax("size", "9" * 400), BOUND),
     "NUL in a name": (pax("path", "a\0b"), "member 'a\\x00b' has a NUL in its name"),
     "NUL in a link": (pax("linkpath", "a\0b"), "member 'a' has a NUL in its name"),
@@ -458,7 +458,7 @@ def test_a_hostile_archive_is_refused_at_once(tmp_path, content, said, packed):
     with pytest.raises(InputError) as caught, members(path):
         pytest.fail("read")
     text = str(caught.value)
-    expected = f"{path} {said}" if said == NOT_WHOLE else f"{path}: refused, {said}"
+    expected = f"{path} {said}" if said == DAMAGED else f"{path}: refused, {said}"
     assert text.startswith(expected) and "\n" not in text
     assert time.monotonic() - began < 10
 

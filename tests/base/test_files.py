@@ -239,13 +239,13 @@ def test_a_truncated_split_is_refused_by_name(tmp_path, split):
     path = tmp_path / "train.safetensors"
     save_split(path, split)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match=f"{path} is not whole"):
+    with pytest.raises(InputError, match=f"{path} is damaged"):
         load_split(path)
 
 
 def test_a_truncated_json_is_refused_by_name(tmp_path):
     (tmp_path / "a.json").write_text('{"half": ')
-    with pytest.raises(InputError, match="a.json is not whole"):
+    with pytest.raises(InputError, match="a.json is damaged"):
         read_json(tmp_path / "a.json")
 
 

@@ -24,7 +24,7 @@ def test_what_was_saved_comes_back(saved, capsys):
     found = saved.load(CPU)
     assert torch.equal(found["model"]["weight"], STATE["model"]["weight"])
     assert found["history"] == STATE["history"] and set(found) == set(STATE)
-    assert capsys.readouterr().out == "going on from .resume/x.pt\n"
+    assert capsys.readouterr().out == "continuing from .resume/x.pt\n"
 
 
 def test_nothing_comes_back_for_another_key(saved, capsys):

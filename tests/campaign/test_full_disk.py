@@ -63,4 +63,4 @@ def cut_short(
         return "the line names no file"
     half = [path for path, data in now.items() if data not in (before.get(path), after.get(path))]
     # A stage may remove its old outputs first; there are none here.
-    return "a file that is not whole" if half or before.keys() - now.keys() else None
+    return "a file that is damaged" if half or before.keys() - now.keys() else None

@@ -184,7 +184,7 @@ def test_a_cut_write(tmp_path: Path) -> None:
     assert wrong(1, os.strerror(errno.EFBIG)) == "the line names no file"
     (here / "out").mkdir()
     (here / OUT).write_text("4")
-    assert wrong(1, told) == "a file that is not whole"
+    assert wrong(1, told) == "a file that is damaged"
     assert wrong(0, "") == "half a file, and exit code 0"
 
 

@@ -479,7 +479,7 @@ def test_local_checkpoints_that_do_not_fit_are_one_line(tiny, published, tmp_pat
     reasons = {
         "other.pt": "holds no weights of tiny: .*size mismatch for text_projection",
         "less.pt": 'holds no weights of tiny: .*Missing key.* "text_projection"',
-        "cut.pt": "is no file of weights alone, or not whole",
+        "cut.pt": "is not a file of weights alone, or damaged",
         "evil.pt": "holds an object of posix.system, which is not read",
         "script.pt": "is a TorchScript archive",
         "nan.pt": "text_projection holds NaN or infinity",

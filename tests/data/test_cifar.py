@@ -252,7 +252,7 @@ def test_the_archive_of_another_data_set_is_refused(tmp_path):
 def test_a_truncated_archive_is_refused(tmp_path):
     path = write(tmp_path / "x.tar.gz", tiny_contents())
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(InputError, match="x.tar.gz is not whole, or not a tar archive"):
+    with pytest.raises(InputError, match="x.tar.gz is damaged, or not a tar archive"):
         read_cifar(path, "tiny")
 
 
@@ -264,10 +264,10 @@ LISTS = b"\x80\x02]q\x00" + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in r
 NAMES_KEY = b"X\x0b\x00\x00\x00label_names"
 NESTED = "an array is described by nested containers"
 ENDLESS = {
-    "a key of tuples": (TUPLES[:2] + b"}" + TUPLES[2:] + b"K\x01s.", "a key of a dict is no text"),
-    "keys of tuples": (TUPLES[:2] + b"}(" + TUPLES[2:] + b"K\x01u.", "a key of a dict is no text"),
-    "a dict of tuples": (TUPLES[:2] + b"(" + TUPLES[2:] + b"K\x01d.", "a key of a dict is no text"),
-    "a key of a number": (b"\x80\x02}K\x01K\x01s.", "a key of a dict is no text"),
+    "a key of tuples": (TUPLES[:2] + b"}" + TUPLES[2:] + b"K\x01s.", "a dict's key is not text"),
+    "keys of tuples": (TUPLES[:2] + b"}(" + TUPLES[2:] + b"K\x01u.", "a dict's key is not text"),
+    "a dict of tuples": (TUPLES[:2] + b"(" + TUPLES[2:] + b"K\x01d.", "a dict's key is not text"),
+    "a key of a number": (b"\x80\x02}K\x01K\x01s.", "a dict's key is not text"),
     "a set": (b"\x80\x04\x8f(" + TUPLES[2:] + b"\x90.", "opcode 143 is refused"),
     "a frozen set": (b"\x80\x04(" + TUPLES[2:] + b"\x91.", "opcode 145 is refused"),
     "a dtype of tuples": (b"\x80\x02cnumpy\ndtype\n" + TUPLES[2:] + b"\x85R.", NESTED),

@@ -119,14 +119,14 @@ def test_another_dtype_or_shape_is_named(write, images, found):
 def test_a_truncated_array_is_named(write, name, size):
     arrays = published()
     path = write(arrays | {name: npy(arrays[name])[:size]})
-    assert refusal(path).startswith(f"{path}: {name}.npy is not whole: ")
+    assert refusal(path).startswith(f"{path}: {name}.npy is damaged: ")
 
 
 def test_an_array_without_its_last_byte_is_named(write):
     path = write(published() | {"snow": npy(IMAGES)[:-1]})
     found = read_cifar_c(path, NAMES, [1], LABELS)
     assert next(found)[0] == "fog"
-    with pytest.raises(InputError, match=f"{path}: snow.npy is not whole: "):
+    with pytest.raises(InputError, match=f"{path}: snow.npy is damaged: "):
         next(found)
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_unpickled(write, tmp_path):
             return os.mkdir, (str(marker),)
 
     path = write(published() | {"fog": np.array([Evil()], object)})
-    assert refusal(path).startswith(f"{path}: fog.npy is not whole: ")
+    assert refusal(path).startswith(f"{path}: fog.npy is damaged: ")
     assert not marker.exists()
 
 
@@ -146,7 +146,7 @@ def test_a_zip_of_arrays_is_refused(write):
     file = io.BytesIO()
     np.savez(file, x=IMAGES)
     path = write(published() | {"fog": file.getvalue()})
-    assert refusal(path).startswith(f"{path}: fog.npy is not whole: ")
+    assert refusal(path).startswith(f"{path}: fog.npy is damaged: ")
 
 
 def test_a_truncated_tar_is_refused(tmp_path):
@@ -156,7 +156,7 @@ def test_a_truncated_tar_is_refused(tmp_path):
         info.size = 5_000
         tar.addfile(info, io.BytesIO(bytes(5_000)))
     os.truncate(path, 3_000)
-    assert refusal(path) == f"{path} is not whole, or not a tar archive"
+    assert refusal(path) == f"{path} is damaged, or not a tar archive"
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path):

@@ -118,7 +118,7 @@ SECTION = {
     ("changes", "said"),
     [
         ({"classes": ("one",)}, "dataset.classes is ['one']: must name at least two"),
-        ({"test_images": 99}, "dataset has 99 test images: at least 100, one a class"),
+        ({"test_images": 99}, "dataset has 99 test images: at least 100, one for each class"),
     ],
 )
 def test_what_cannot_be_composed_is_one_line(changes, said):

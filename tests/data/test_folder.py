@@ -273,7 +273,7 @@ def test_more_training_images_than_there_are_is_refused(tree):
     assert refusal(imagenet(tree, train_per_class=8)).startswith("dataset.train_per_class is 8: ")
 
 
-# --- files that are no images -------------------------------------------------------------------
+# --- files that are not images -------------------------------------------------------------------
 
 
 def test_files_with_another_ending_are_left_out_and_said(tree, capsys):
@@ -282,7 +282,7 @@ def test_files_with_another_ending_are_left_out_and_said(tree, capsys):
     (tree / "train" / WNIDS[1] / "a_folder.jpg").mkdir()
     splits, info = folder.prepare_folders(imagenet(tree))
     assert len(splits["train"].labels) == 4 * TRAIN and not info.unreadable
-    said = f"{tree}/train: 2 files that are no images ({ENDINGS}) are left out"
+    said = f"{tree}/train: 2 files that are not images ({ENDINGS}) are left out"
     assert said in capsys.readouterr().out
 
 
@@ -488,7 +488,7 @@ def mat(**content):
 def test_a_broken_devkit_is_one_line(flat, content):
     (flat / KIT / "meta.mat").write_bytes(content)
     assert refusal(imagenet(flat)).startswith(
-        f"{flat / KIT} is not ImageNet's devkit, or not whole: "
+        f"{flat / KIT} is not ImageNet's devkit, or damaged: "
     )
 
 
@@ -497,7 +497,7 @@ def test_a_devkit_that_ends_anywhere_is_one_line(flat):
     content = meta.read_bytes()
     for size in range(0, len(content), 7):
         meta.write_bytes(content[:size])
-        with pytest.raises(InputError, match="is not ImageNet's devkit, or not whole: "):
+        with pytest.raises(InputError, match="is not ImageNet's devkit, or damaged: "):
             folder._flat_validation(flat, WNIDS)
 
 
@@ -505,7 +505,7 @@ def test_a_devkit_that_ends_anywhere_is_one_line(flat):
 def test_a_broken_ground_truth_is_one_line(flat, text):
     (flat / TRUTH).write_bytes(text)  # synset 5 is no class, 99 unknown
     assert refusal(imagenet(flat)).startswith(
-        f"{flat / KIT} is not ImageNet's devkit, or not whole: "
+        f"{flat / KIT} is not ImageNet's devkit, or damaged: "
     )
 
 
@@ -571,10 +571,10 @@ def test_a_file_gives_names(pets, tmp_path):
             '{"dog": 1, "tabby_cat": "b", "red panda": "c"}',
             "must hold one JSON object: a name for each folder",
         ),
-        ('{"dog": ', "is not whole: Expecting value: line 1 column 9 (char 8)"),
-        ("", "is not whole: Expecting value: line 1 column 1 (char 0)"),
-        ("[" * 100_000, "is not whole: maximum recursion depth exceeded while decoding"),
-        ('{"dog": ' + "9" * 5000, "is not whole: Exceeds the limit (4300 digits)"),
+        ('{"dog": ', "is damaged: Expecting value: line 1 column 9 (char 8)"),
+        ("", "is damaged: Expecting value: line 1 column 1 (char 0)"),
+        ("[" * 100_000, "is damaged: maximum recursion depth exceeded while decoding"),
+        ('{"dog": ' + "9" * 5000, "is damaged: Exceeds the limit (4300 digits)"),
         ('{"dog": "café"}'.encode("latin1"), "must be UTF-8: byte 12 is not"),
         ('{"dog": " "}', "names the class 'dog' ' ': must be text"),
         ('{"dog": "\\ud800"}', "names the class 'dog' '\\ud800': must be text"),
@@ -712,7 +712,7 @@ def test_everything_that_is_left_out_is_counted(pets, capsys):
     os.mkfifo(pets / "train/dog/pipe.jpg")
     shutil.copytree(pets / "train/red panda", pets / "val/emu")
     assert left_out(own(pets), capsys) == [
-        f"{pets}/train: 2 files that are no images ({ENDINGS})",
+        f"{pets}/train: 2 files that are not images ({ENDINGS})",
         f"{pets}/train: 2 images in folders below a class's folder",
         f"{pets}/val: 1 classes that are not in the data set",
         f"{pets}/val: 1 images that lie in no class's folder",
@@ -737,7 +737,7 @@ def test_flat_validation_counts_too(flat, capsys):
     (flat / "val/notes.txt").write_text("x")
     assert left_out(imagenet(flat, classes=tuple(WNIDS[:2])), capsys) == [
         f"{flat}/train: 2 classes that are not in the data set",
-        f"{flat}/val: 1 files that are no validation images",
+        f"{flat}/val: 1 files that are not validation images",
         f"{flat}/val: 6 images of classes that are not in the data set",
     ]
 
@@ -806,7 +806,7 @@ def test_a_class_without_an_image_for_validation_is_named(pets, wanted):
     next((pets / "train/dog").iterdir()).unlink()
     assert refusal(own(pets, validation=wanted)) == (
         f"dataset.validation is {wanted}: leaves no validation image of the class 'dog', which has "
-        "1 for training; must be 0 or at least 3, one a class"
+        "1 for training; must be 0 or at least 3, one for each class"
     )
     assert "leaves no captioned image of the class" in refusal(own(pets, captioned_images=2))
     said = "dataset.validation is 3: must leave an image a class, so at most 2"

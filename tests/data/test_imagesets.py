@@ -554,5 +554,5 @@ def test_manifests_come_back_as_they_were(tmp_path, count):
 def test_a_manifest_that_is_cut_off_is_refused(manifest, tmp_path):
     save_split(tmp_path / "x.safetensors", manifest)
     os.truncate(tmp_path / "x.safetensors", 200)
-    with pytest.raises(InputError, match="x.safetensors is not whole"):
+    with pytest.raises(InputError, match="x.safetensors is damaged"):
         load_split(tmp_path / "x.safetensors")

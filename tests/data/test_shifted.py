@@ -225,7 +225,7 @@ BROKEN = [
 def test_broken_arrays_are_refused(pair, broken):
     for contents in ((broken, LABELS), (IMAGES, broken)):
         images, labels = pair(*contents)
-        said = f"{images}, {labels}: not both arrays, or not whole: "
+        said = f"{images}, {labels}: not both arrays, or damaged: "
         assert refusal((images, labels), ARRAYS).startswith(said)
 
 

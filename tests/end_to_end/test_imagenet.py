@@ -103,7 +103,7 @@ def test_two_processes_give_the_same_and_go_on_when_one_dies(
     victim.kill()
     code, log = run.wait(timeout=120), (copy / "log").read_text()
     assert code == 0, log  # torchrun started both again
-    assert "going on from .resume/LF-seed0.pt" in log
+    assert "continuing from .resume/LF-seed0.pt" in log
     for words in (["stages.evaluate", "LF"], ["stages.calibrate", "LF"]):
         assert stage(copy, *words).returncode == 0
     assert numbers(scores(copy, "LF")) == pytest.approx(numbers(scores(alone, "LF")), abs=1e-4)
@@ -126,5 +126,5 @@ def test_killed_at_random_it_goes_on_to_the_same_end(
     assert not (copy / made).exists()
     result = stage(copy, *words)
     assert result.returncode == 0, result.stderr
-    assert "going on from" in result.stdout
+    assert "continuing from" in result.stdout
     assert content(copy / made) == content(alone / made)

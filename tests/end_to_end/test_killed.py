@@ -36,7 +36,7 @@ def test_killed_and_run_again_ends_the_same(reproduced: Path, tmp_path: Path) ->
         kill(started(folder, sign, "dvc", "repro", target))
         assert not (folder / output).exists(), f"{output} was done before the kill"
     again = command(folder, "dvc", "repro", "distill@kd", "distill@LF")
-    assert "going on from .resume/LF-seed1.pt" in again
+    assert "continuing from .resume/LF-seed1.pt" in again
     unbroken = {path: x for path, x in hashes(reproduced).items() if "/ce/" not in path}
     assert hashes(folder) == unbroken
 
@@ -54,7 +54,7 @@ def test_killed_before_dvc_has_recorded_a_finished_stage(reproduced: Path, tmp_p
         kill(started(folder, finished, "dvc", "repro", target))
         before = (folder / ".resume" / source).stat()
         again = command(folder, "dvc", "repro", "-s", target)
-        assert stages_run(again) == {target} and "going on from .resume/" in again
+        assert stages_run(again) == {target} and "continuing from .resume/" in again
         after = (folder / ".resume" / source).stat()
         assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     unbroken = {path: x for path, x in hashes(reproduced).items() if "/LF/" in path}
@@ -83,7 +83,7 @@ def test_ctrl_c_in_two_processes_is_one_line(copy: Path, monkeypatch: pytest.Mon
         assert not alive
     result = stage(copy, "stages.distill", "LF")
     assert result.returncode == 0, result.stderr
-    assert "going on from .resume/LF-seed0.pt" in result.stdout
+    assert "continuing from .resume/LF-seed0.pt" in result.stdout
 
 
 def test_one_of_two_processes_dies(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_one_of_two_processes_dies(copy: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (copy / "models/LF/seed1.json").exists()
     result = stage(copy, "stages.distill", "LF")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("going on from .resume/LF-seed1.pt") == 1  # process 0 alone prints
+    assert result.stdout.count("continuing from .resume/LF-seed1.pt") == 1  # process 0 alone prints
     resumed = content(copy / "models/LF")
     shutil.rmtree(copy / ".resume")
     assert stage(copy, "stages.distill", "LF").returncode == 0

@@ -179,7 +179,7 @@ def test_a_prompt_holds_bare_braces_once(file, prompt):
 
 
 THERE = {"source": "torchvision", "arch": "resnet180", "weights": "DEFAULT", "min_accuracy": 0}
-NEEDS_ALL = "must be at least 100, one a class"
+NEEDS_ALL = "must be at least 100, one for each class"
 ACROSS = {
     "unknown class": (
         {"dataset.classes": ["one", "hundred"]},
@@ -605,7 +605,7 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(file):
 
 UNREADABLE = {
     "unclosed": (b"a: [", " is not readable as YAML: line 1: "),
-    "binary": (b"\xff\xfe\xfa", " is not readable as YAML: it is no UTF-8, "),
+    "binary": (b"\xff\xfe\xfa", " is not readable as YAML: it is not UTF-8, "),
     "two documents": (b"a: 1\n---\nb: 2\n", " is not readable as YAML: line 2: "),
     "month": (b"a: 2020-13-45", " is not readable as YAML: month must be in 1..12"),
     "hour": (b"a: 2020-01-01 25:61:61", " is not readable as YAML: hour must be in 0..23"),

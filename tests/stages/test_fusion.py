@@ -101,7 +101,7 @@ def test_a_damaged_record_of_a_table_is_refused(found):
     write_params(alpha=0.5)
     path = Path("cache/teacher/cache.json")
     path.write_bytes(bytes(len(path.read_bytes())))
-    with pytest.raises(InputError, match="^cache/teacher/cache.json is not whole: Invalid JSON"):
+    with pytest.raises(InputError, match="^cache/teacher/cache.json is damaged: Invalid JSON"):
         stages.fusion.main()
     assert not Path("cache/fused").exists()
 

@@ -105,7 +105,7 @@ DAMAGE = {
     "a header is another one": lambda: overwrite(WORK / "logits-000.npy", 20, b"<f4"),
     "the key is empty": cut("progress.json", 0),
     "the key is cut": cut("progress.json", 5),
-    "the key is no text": lambda: overwrite(WORK / "progress.json", 0, b"\xff\xfe"),
+    "the key is not text": lambda: overwrite(WORK / "progress.json", 0, b"\xff\xfe"),
     "the key is no mapping": lambda: (WORK / "progress.json").write_text("3"),
     "the key is missing there": lambda: (WORK / "progress.json").write_text("{}"),
 }
@@ -159,7 +159,7 @@ def test_a_finished_table_is_taken_again_until_it_is_recorded(here, teacher, dat
     shutil.rmtree("cache/x")  # as DVC does before it runs a stage
     assert calls_of(teacher, lambda: build("x", teacher, data)) == 1 + 2
     assert content("x") == made
-    assert f"going on from {WORK}\n" in capsys.readouterr().out
+    assert f"continuing from {WORK}\n" in capsys.readouterr().out
     files = {name: hashlib.md5(content).hexdigest() for name, content in made.items()}
     entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
     recorded = hashlib.md5(json.dumps(entries).encode()).hexdigest()

@@ -376,7 +376,7 @@ def test_a_table_that_is_not_whole_is_refused_by_name(made, data, small_shards, 
     rows = np.load(path)
     for change, said in {
         "gone": "logits-001.npy could not be read: No such file",
-        "cut": "logits-001.npy is not whole",
+        "cut": "logits-001.npy is damaged",
         "shorter": "cache/clip has not the 396 rows of logits that its cache.json says",
         "wider": r"logits-001.npy holds float16 \(80, 5\): must be float16 \(any, 4\)",
         "doubles": r"logits-001.npy holds float64 \(80, 4\): must be float16 \(any, 4\)",

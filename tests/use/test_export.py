@@ -227,7 +227,7 @@ def test_no_file_is_left_of_a_network_that_rounds_too_much(run):
     [
         ("onnx", "LF.pt2", "--output is LF.pt2: must end in .onnx"),
         ("pt2", "LF", "--output is LF: must end in .pt2"),
-        ("safetensors", ".", "README.md is no model card"),
+        ("safetensors", ".", "README.md is not a model card"),
     ],
 )
 def test_another_file_is_not_replaced(run, to, output, says):

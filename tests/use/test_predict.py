@@ -132,8 +132,8 @@ def test_probabilities_that_are_not_calibrated_are_told(finished, images, monkey
     ("model", "content", "says"),
     [
         ("no.onnx", None, "no.onnx is not there"),
-        ("bad.onnx", b"nothing", "bad.onnx is no whole ONNX file: "),
-        ("none", None, "none is no folder of models: name one such as models/LF"),
+        ("bad.onnx", b"nothing", "bad.onnx is not a complete ONNX file: "),
+        ("none", None, "none is not a folder of models: name one such as models/LF"),
     ],
 )
 def test_no_model(images, monkeypatch, capsys, model, content, says):

@@ -132,7 +132,7 @@ def test_clip_is_refused(run):
 
 
 def test_no_folder_of_models(here):
-    with pytest.raises(InputError, match="^nothing is no folder of models: name one such as"):
+    with pytest.raises(InputError, match="^nothing is not a folder of models: name one such as"):
         richkd.load("nothing")
 
 
