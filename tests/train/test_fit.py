@@ -105,6 +105,24 @@ def test_training_lowers_the_loss_and_reports_every_term(here, data):
         assert row["loss"] == pytest.approx(row["ce"] + 3 * row["kd"] + 0.8 * row["crd"], rel=1e-5)
 
 
+def test_a_step_goes_down_the_gradient_of_the_weighted_sum(here, data):
+    one_step = training(
+        epochs=1, batch_size=22, schedule="step", milestones=(), momentum=0.0, weight_decay=0.0
+    )
+    model = network()
+    terms = {"ce": Ce(weight=0.5), "kd": kd()}
+    objective = make_objective(terms, model, fused(), data.labels)
+    prepared = prepare(model, objective, data, one_step)
+    (batch,) = prepared._batches(0)
+    values = objective(model(data.batch(batch.ids, batch.view_ids)), batch)
+    parameters = [*model.parameters()]
+    gradient = torch.autograd.grad(0.5 * values["ce"] + 3 * values["kd"], parameters)
+    expected = [x.detach() - 0.05 * slope for x, slope in zip(parameters, gradient)]
+    fit([prepared])
+    torch.testing.assert_close(parameters, expected)
+    assert prepared.history[0]["ce"] == pytest.approx(values["ce"].item())
+
+
 def test_the_validation_accuracy_is_that_of_the_model_as_it_is_left(here, data):
     model = network()
     history = run(model, Objective(), data, training(epochs=25))
