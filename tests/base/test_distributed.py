@@ -160,10 +160,10 @@ def worker(rank, port, folder):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         run = prepare(nine, model, objective, dataclasses.replace(TRAINING, batch_size=4))
-    shares = [ids for ids, _ in run._batches(0)]
+    shares = [batch.ids for batch in run._batches(0)]
     with contextlib.redirect_stdout(printed):
         six = dataclasses.replace(TRAINING, batch_size=6)
-        shares += [ids for ids, _ in prepare(nine, model, objective, six)._batches(0)]
+        shares += [batch.ids for batch in prepare(nine, model, objective, six)._batches(0)]
     found = results, logits, (run.steps, shares, printed.getvalue()), str(caught.value), layers
     torch.save(found, f"{folder}/{rank}.pt")
 

@@ -32,7 +32,12 @@ def test_bad_params_end_a_process_with_one_line_and_exit_code_1(
         ("code", "distill.variants", ["LF"], "distill.variants is ['LF']: should be an object"),
         ("code", "dataset.classes", [], "dataset.classes is []"),
         ("code", "dataset.classes", ["one", "eleventy"], "dataset.classes has 'eleventy'"),
-        ("code", "dataset.test_images", 5, "dataset.test_images is 5: must be at least 6, one a"),
+        (
+            "code",
+            "dataset.test_images",
+            5,
+            "dataset.test_images is 5: must be at least 6, one for each class",
+        ),
         (
             "code",
             "student.epochs",
