@@ -75,7 +75,7 @@ def test_nothing_is_asked_for_that_a_capture_forbids(log):
         ("cudnn LF all", 182),
         # With torch's own, which takes four and three.
         ("torch L auto", 160),
-        ("torch LF auto", 231),
+        ("torch LF auto", 233),
     ],
 )
 def test_kernels_of_a_step(log, step, most):
