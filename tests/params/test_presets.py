@@ -15,12 +15,16 @@ ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 FILES = [ROOT / "params.yaml", *PRESETS]
 RESULTS = (ROOT / "docs/results.md").read_text()
-# The overrides of each command, what stands after its -S.
-COMMANDS = [
-    shlex.split(line)[4::2]
-    for line in RESULTS.splitlines()
-    if line.startswith("    dvc exp run -S")
-]
+FOR_CIFAR100, FOR_CIFAR100_CPU = RESULTS.split("\n## cifar100-cpu\n")
+
+
+def commands(text):
+    """The overrides of each command, what stands after its -S."""
+    lines = text.splitlines()
+    return [shlex.split(line)[4::2] for line in lines if line.startswith("    dvc exp run -S")]
+
+
+COMMANDS = commands(FOR_CIFAR100)
 LOSSES = [command for command in COMMANDS if "+distill" in command[-1]]
 PAIRS = [command for command in COMMANDS if command not in LOSSES]
 
@@ -54,6 +58,14 @@ def test_the_overrides_for_every_published_pair_fit_the_preset(file, words):
     student = file.load("student").student
     slow = student.arch.startswith(("mobilenet", "shufflenet"))
     assert student.lr == (0.01 if slow else 0.05)
+
+
+def test_the_overrides_of_the_measured_run_fit_cifar100_cpu(file):
+    first, second = commands(FOR_CIFAR100_CPU)
+    override(file.path, [*first, *second], "cifar100-cpu")
+    found = file.load("student", "distill", "fusion")
+    assert (found.student.epochs, found.distill.seeds) == (10, (0, 1, 2, 3))
+    assert found.fusion.align == "temperature"
 
 
 def test_the_ten_other_pairs_are_there():
