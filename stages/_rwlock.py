@@ -20,7 +20,7 @@ def main() -> None:
     except ValueError:
         if (reason := dvc_runs()) is None:
             file.unlink()
-            print(f"{file} was no JSON, left by an interrupted DVC: removed")
+            print(f"{file} was not JSON, left by an interrupted DVC: removed")
         else:
             print(f"{file} is not JSON, and stays because {reason}")
 

@@ -39,7 +39,7 @@ def check_maps(student_map: Tensor, teacher_map: Tensor) -> None:
 
 
 def kl(student_log: Tensor, teacher_log: Tensor, factor: float) -> Tensor:
-    """factor·KL(teacher ‖ student) of log-probabilities (…, C), averaged over ….
+    """factor·KL(teacher ‖ student), the mean over all rows of log-probabilities (…, C).
 
     The sign goes with the factor: the gradient of torch's `kl_div` takes a kernel for it.
     """

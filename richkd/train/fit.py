@@ -267,7 +267,7 @@ class Run:
         torch.autograd.backward([*terms.values()], [*self.objective.weights])
         distributed.average([x.grad for x in self.parameters if x.grad is not None])
         self._update()
-        hits = torch.empty(len(images), device=self.device)  # as float32 at once: a kernel less
+        hits = torch.empty(len(images), device=self.device)  # float32 at once: a cast is a kernel
         hit_rate = torch.eq(logits.argmax(1), batch.labels, out=hits).mean()
         values = [*(term.detach() for term in terms.values()), hit_rate]
         if not self.sums:

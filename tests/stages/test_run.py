@@ -246,7 +246,7 @@ def test_a_broken_rwlock_is_removed_and_that_is_said(rwlock, capsys, text):
     rwlock.write_text(text)
     mend()
     assert not rwlock.exists()
-    said = ".dvc/tmp/rwlock was no JSON, left by an interrupted DVC: removed\n"
+    said = ".dvc/tmp/rwlock was not JSON, left by an interrupted DVC: removed\n"
     assert capsys.readouterr().out == said
     mend()  # without the file
     assert capsys.readouterr().out == ""
