@@ -59,8 +59,8 @@ class ContrastiveMemory(nn.Module):
 
     banks: Tensor
     normalisers: Tensor
-    order: Tensor  # (num_samples,) the samples sorted by class
-    class_range: Tensor  # (num_samples, 2) where the class of a sample begins in `order`, its size
+    order: Tensor  # (2·num_samples,) the samples sorted by class, twice
+    others: Tensor  # (num_samples, 2) where a sample's class ends in `order`, how many follow it
 
     def __init__(
         self,
@@ -136,10 +136,11 @@ class ContrastiveMemory(nn.Module):
                 f"labels is {labels[0].item()} for every sample, must hold at least two classes: "
                 "negatives come from other classes"
             )
-        first = size.cumsum(0) - size
-        self.register_buffer("order", class_of.argsort(stable=True), persistent=False)
-        ranges = torch.stack([first, size], dim=1)
-        self.register_buffer("class_range", ranges[class_of], persistent=False)
+        # Twice, so that the samples of all other classes lie side by side behind each class.
+        order = class_of.argsort(stable=True).repeat(2)
+        self.register_buffer("order", order, persistent=False)
+        others = torch.stack([size.cumsum(0), num_samples - size], dim=1)
+        self.register_buffer("others", others[class_of], persistent=False)
 
     def draw(
         self, positive_index: Tensor, generator: torch.Generator | None = None
@@ -147,9 +148,14 @@ class ContrastiveMemory(nn.Module):
         """Negatives for samples (batch,): int64 (batch, negatives), or (negatives,) where shared.
 
         A sample's own negatives are uniform over the other classes (without labels: over the other
-        samples), with replacement. A shared set is uniform over all samples. `forward` leaves out
-        those of a sample's own class and gives the others a larger weight, so that together they
-        count as `negatives`. So the loss is unbiased wherever at least one negative is left.
+        samples), with replacement, and independent of each other. Any negative of one sample is
+        independent of any negative of another sample. So mean and variance of the loss are those
+        of the published way, in which all draws of a batch are independent.
+
+        A shared set is uniform over all samples. `forward` leaves out those of a sample's own class
+        and gives the others a larger weight, so that together they count as `negatives`. So the
+        loss is unbiased wherever at least one negative is left.
+
         None where every sample of another class counts.
 
         Drawn on the banks' device; positive_index and generator must live there, too. Each process
@@ -158,24 +164,25 @@ class ContrastiveMemory(nn.Module):
         """
         if self.kind == "all":
             return None
-        device = self.order.device
+        device, samples = self.order.device, len(self.others)
         if self.kind == "shared":
-            return torch.randint(
-                len(self.order), (self.negatives,), generator=generator, device=device
-            )
-        batch, processes = len(positive_index), distributed.processes()
-        # randint has one bound for all rows, but here each row has its own. Multiplying a 31-bit
-        # integer by the bound and dropping 31 bits stays below the bound in exact integers, on
-        # every device. Each value's probability is off by at most a relative num_samples/2³¹
-        # (2e-5 at 50,000). Without bounds random_ fills all 31 bits, in half of randint's time.
-        word = torch.empty(
-            batch * processes, self.negatives, dtype=torch.int32, device=device
+            return torch.randint(samples, (self.negatives,), generator=generator, device=device)
+        # Batch × negatives random numbers would take a tenth of a step's time on a CPU. So each
+        # sample has a random number, and each place in a row has one. Their sums modulo 2³¹ are
+        # uniform, and any two of them are independent.
+        batch = len(positive_index)
+        words = torch.empty(
+            self.negatives + batch * distributed.processes(), dtype=torch.int64, device=device
         ).random_(generator=generator)
-        rank = word[batch * distributed.rank() :][:batch].long()
-        start, size = self.class_range[positive_index].unsqueeze(2).unbind(1)
-        rank.mul_(len(self.order) - size).bitwise_right_shift_(31)
-        rank.addcmul_(size, rank >= start)  # skip the positive's own class
-        return self.order.index_select(0, rank.flatten()).view_as(rank)  # order[rank], faster
+        of_place, of_sample = words[: self.negatives], words[self.negatives :]
+        of_sample = of_sample[batch * distributed.rank() :][:batch]
+        word = (of_place + of_sample[:, None]).bitwise_and_(2**31 - 1)
+        # Multiplying 31 bits by the number of others and dropping 31 bits stays below that number
+        # in exact integers, on every device. Each value's probability is off by at most a relative
+        # num_samples/2³¹ (2e-5 at 50,000).
+        end, number = self.others[positive_index].unsqueeze(2).unbind(1)
+        place = word.mul_(number).bitwise_right_shift_(31).add_(end)
+        return self.order.index_select(0, place.flatten()).view_as(place)  # order[place], faster
 
     def forward(
         self,
@@ -229,12 +236,13 @@ class ContrastiveMemory(nn.Module):
         if negative is not None and negative.dim() == 2:
             number = negative.shape[1]
             return _Pairs(positive, number, drawn=negative, counted=number)
-        start, size = self.class_range[positive].unsqueeze(2).unbind(1)
-        every = self.class_range[:, 0] if negative is None else self.class_range[negative, 0]
-        excluded = every == start
+        # Where a class ends tells it from the others.
+        every = self.others[:, 0] if negative is None else self.others[negative, 0]
+        end, others = self.others[positive].unbind(1)
+        excluded = every == end[:, None]
         dtype = self.banks.dtype
         if negative is None:
-            number, counted = self.negatives, (len(self.order) - size[:, 0]).to(dtype)
+            number, counted = self.negatives, others.to(dtype)
         else:
             number = len(negative)
             counted = number - excluded.sum(1, dtype=dtype)

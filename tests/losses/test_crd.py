@@ -1,5 +1,6 @@
 """Contrastive representation distillation against published steps, plain references, chance."""
 
+import itertools
 import math
 
 import pytest
@@ -189,12 +190,24 @@ def test_draw_is_uniform(labels):
         assert chisquare(count[allowed]).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("word", [0, 2**31 - 1])
+def test_any_two_draws_are_independent():
+    """Joint counts over many draws: of two places in a row, and of two samples at any places."""
+    memory = ContrastiveMemory(6, 2, 2, 0.1, 0.5, [0, 0, 1, 2, 2, 2])
+    draw = generator(0)
+    drawn = torch.stack([memory.draw(torch.tensor([0, 2]), draw) for _ in range(10_000)])
+    for one, other in itertools.combinations(drawn.flatten(1).T, 2):
+        pairs, counts = torch.stack([one, other]).unique(dim=1, return_counts=True)
+        assert counts.shape == (len(one.unique()) * len(other.unique()),)  # each pair is met
+        assert chisquare(counts).pvalue > 1e-4
+
+
+# The smallest and the largest number that `random_` gives.
+@pytest.mark.parametrize("word", [0, 2**63 - 1])
 def test_draw_reaches_the_first_and_last_sample_and_not_beyond(monkeypatch, word):
     memory = ContrastiveMemory(5, 2, 1, 0.1, 0.5, [0, 0, 1, 2, 2])
     monkeypatch.setattr(torch.Tensor, "random_", lambda empty, **_: empty.fill_(word))
     drawn = memory.draw(torch.arange(5))[:, 0].tolist()
-    assert drawn == ([2, 2, 0, 0, 0] if word == 0 else [4, 4, 4, 2, 2])
+    assert drawn == ([2, 2, 3, 0, 0] if word == 0 else [4, 4, 1, 2, 2])
 
 
 def test_draw_repeats_with_its_generator():
