@@ -5,20 +5,31 @@ Run by `test_standin.py`. Numbers are garbage; what counts is the stand-in's log
 
 import ctypes
 from dataclasses import replace
+from pathlib import Path
 
 import nocudnn  # noqa: F401 - of the stand-in: what a GPU that computes nothing needs of torch
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from bench.common import CIFAR100
-from bench.protocol import Protocol, stepper
+from bench.protocol import MEAN, RUNTIME, STD, NoCheckpoint, Protocol, stepper
+from richkd import models
 from richkd.base.resume import Checkpoint
+from richkd.data.dataset import Manifest
+from richkd.data.imagesets import FileSet
+from richkd.data.views import Center, Preprocessing, RandomResizedCrop
 from richkd.engine import pick_device
+from richkd.params import Ce, Training
+from richkd.teachers.fused import Fused
+from richkd.teachers.table import Shards, Streamed
 from richkd.train import fit as fitting
-from richkd.train.fit import fit
+from richkd.train.fit import Plan, Run, Sources, fit
+from richkd.train.terms import make_objective
 
 EPOCH = 5  # steps; a graph is captured at the fourth
+FILES = 32  # in four batches
 
 
 class OneKernel(torch.autograd.Function):
@@ -80,6 +91,67 @@ def train(protocol, epochs):
     return before
 
 
+def train_under_streamed_tables(protocol):
+    """One captured student; each of its steps gets the rows of both tables from the host."""
+    tables = []
+    for table in (protocol.teacher, protocol.clip):
+        views, images, _ = table.parts["logits"].shape
+        parts = {name: [part.flatten(0, 1).cpu()] for name, part in table.parts.items()}
+        tables.append(
+            Streamed(Shards(parts, views, images, CIFAR100.classes), protocol.data.device)
+        )
+    teacher = Fused(protocol.fused.recipe, *tables).reader(protocol.data)
+    protocol.fused, resident = teacher, protocol.fused
+    run = protocol.run("resnet8x4", "LF")
+    protocol.fused = resident
+    steps = stepper([run], EPOCH)
+    steps()
+    assert len(run.captured) == 1
+    mark("streamed")
+    steps()
+    mark("end")
+
+
+def train_on_files(device):
+    """Two students side by side on images in files, which this stand-in's GPU does not decode."""
+    paths = [f"{number}.png" for number in range(FILES)]
+    for path in paths:
+        Image.new("RGB", (40, 36)).save(path)
+    manifest = Manifest(
+        root=".",
+        paths=paths,
+        labels=torch.arange(FILES).numpy() % 2,
+        sizes=torch.tensor([[40, 36]] * FILES, dtype=torch.int32).numpy(),
+        bytes=torch.tensor([Path(path).stat().st_size for path in paths]).numpy(),
+        plain=torch.zeros(FILES, dtype=torch.bool).numpy(),
+    )
+    crops = RandomResizedCrop(32, (0.5, 1.0), (1.0, 1.0), flip=True)
+    center = Preprocessing(MEAN, STD, Center(resize=36, size=32))
+    data = FileSet(manifest, center, crops, device, threads=1)
+    how = Training(
+        arch="resnet8x4",
+        epochs=2,
+        batch_size=FILES // 4,
+        lr=0.05,
+        schedule="step",
+        milestones=(),
+        momentum=0.9,
+        weight_decay=0.0,
+    )
+    runs = []
+    for seed in (0, 1):
+        student = models.create("resnet8x4", 2).to(device)
+        objective = make_objective({"ce": Ce()}, student, None, data.labels).to(device)
+        nothing = torch.zeros(0, 3, 32, 32, device=device), data.labels[:0]
+        sources = Sources(data.reader(), nothing, None)
+        runs.append(
+            Run(student, objective, sources, Plan(how, RUNTIME, seed), NoCheckpoint(), "files")
+        )
+    mark("files")
+    fit(runs)
+    mark("end")
+
+
 def main():
     device = pick_device()
     protocol = Protocol(CIFAR100, EPOCH * CIFAR100.batch_size, 256, device)
@@ -91,6 +163,8 @@ def main():
     F.batch_norm = plain
     assert train(protocol, 2) == [0, 0]
     assert train(protocol, 4) == [2, 2]
+    train_under_streamed_tables(protocol)
+    train_on_files(device)
     print("done")
 
 

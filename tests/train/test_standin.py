@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,9 @@ def captured(log, name):
 
 def test_nothing_is_asked_for_that_a_capture_forbids(log):
     assert not [line for line in log if "VIOLATION" in line or "INVALID" in line]
-    # Two students, from the start and again from their checkpoints; six counted steps.
-    assert sum(line.startswith("CAPTURE end") for line in log) == 4 + 6
+    # Two students, from the start and again from their checkpoints; six counted steps; one student
+    # under streamed tables.
+    assert sum(line.startswith("CAPTURE end") for line in log) == 4 + 6 + 1
 
 
 @pytest.mark.parametrize(
@@ -93,3 +95,34 @@ def test_nothing_but_the_indices_stands_beside_a_replay(log):
         # The copy of both index vectors; torch itself sends a generator's seed and offset.
         assert len(kernels) == 1 + 2 * with_a_generator
         assert not [line for line in rest if line.startswith("MEMCPY")]
+
+
+def test_streamed_tables_are_sent_from_pinned_memory_without_waiting(log):
+    lines = section(log, "streamed")
+    replays = [i for i, line in enumerate(lines) if line.startswith("REPLAY")]
+    assert len(replays) == 5
+    between = lines[replays[0] : replays[-1]]
+    sent = [line for line in between if line.startswith("MEMCPY P->D")]
+    assert len(sent) == 4 * 4  # logits and features of both teachers, in each of four steps
+    for waits in ("MEMCPY H", "MEMCPY D->H", "MEMCPY D->P", "SYNC", "DEVSYNC"):
+        assert not [line for line in between if line.startswith(waits)]
+
+
+def test_a_student_waits_for_each_batch_of_files(log):
+    """A student's stream waits for an event that follows the copy of the batch's pixels."""
+    copies, waited = Counter(), defaultdict(set)  # by the stream that copies
+    followed = {}  # event: the stream that it was recorded on, and the copies there before it
+    for line in section(log, "files"):
+        if found := re.match(r"MEMCPY P->D 24576 async stream=(\d+)", line):  # 8 x 3 x 32 x 32
+            copies[found[1]] += 1
+        elif found := re.match(r"EVENT (\w+) (record|wait) stream=(\d+)", line):
+            event, what, stream = found.groups()
+            if what == "record":
+                followed[event] = stream, copies[stream]
+            elif event in followed and followed[event][0] != stream:
+                waited[followed[event][0]].add(followed[event][1])
+    copies = +copies
+    assert len(copies) == 2  # each student's files have a stream of their own
+    for stream, number in copies.items():
+        assert number == 8  # two epochs of four batches
+        assert waited[stream] >= set(range(1, 9))
