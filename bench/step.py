@@ -14,7 +14,7 @@ Run it: `python -m bench.step`.
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -45,7 +45,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "compile, bf16": {"step": "compile", "precision": "bf16"},
     "compile, bf16, all negatives": {"step": "compile", "precision": "bf16", "negatives": "all"},
 }
-ON_A_CPU = ("deterministic", "shared negatives")
+ON_A_CPU = ("deterministic", "shared negatives", "compile")
 
 
 class PlainSamples(PlainImages):
@@ -119,10 +119,12 @@ def main(
     steps: int | None = None,
     workers: int = 2,
     repeats: int = 7,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """A repeat is `steps` steps: if None, 30 on a GPU and 2 on a CPU.
 
-    ValueError where ours and the plain way compute different losses.
+    `changes` are those of CHANGES: if None, all on a GPU and ON_A_CPU on a CPU. ValueError where
+    ours and the plain way compute different losses.
     """
     device = pick_device()
     cuda = device.type == "cuda"
@@ -140,7 +142,8 @@ def main(
         "plain": plain.stepper(loader, steps, device),
         "bare": bare_stepper(ours, steps),
     }
-    changes = {name: change for name, change in CHANGES.items() if cuda or name in ON_A_CPU}
+    if changes is None:
+        changes = {name: change for name, change in CHANGES.items() if cuda or name in ON_A_CPU}
     for name, change in changes.items():
         case = stepper([protocol.run(networks.student, "LF", **change)], steps)
         cases[name] = _deterministic(case) if "deterministic" in change else case
@@ -153,6 +156,7 @@ def main(
     rows["plain / ours"] = speedup(times["plain"], times["ours"])
     rows["ours / bare"] = speedup(times["ours"], times["bare"])
     for name in changes:
+        rows[f"plain / {name}"] = speedup(times["plain"], times[name])
         rows[f"{name} / ours"] = speedup(times[name], times["ours"])
     report(
         "step",

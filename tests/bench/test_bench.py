@@ -55,7 +55,11 @@ TINY = {
         },
         "repeats": 2,
     },
-    "step": {"sizes": SIZES, "networks": SMALL, "steps": 1, "workers": 1, "repeats": 2},
+    "step": {
+        "sizes": SIZES, "networks": SMALL, "steps": 1, "workers": 1, "repeats": 2,
+        "changes": {"shared negatives": {"negatives": "shared"},
+                    "deterministic": {"deterministic": True}},
+    },
     "epoch": {
         "sizes": SIZES, "networks": SMALL, "beside": (2,),
         "changes": {"eager": {"step": "eager"}}, "repeats": 2,
