@@ -16,6 +16,7 @@ FOLDER = Path("fingerprints")
 def main() -> None:
     settings = params.load("distill.variants", "runtime", "clip")
     check_device(settings.runtime)
+    params.check_networks()
     if not isinstance(settings.clip, params.TrainedClip):
         from richkd.clip.zero_shot import check_names  # imports torch, which takes seconds
 

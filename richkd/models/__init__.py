@@ -33,6 +33,7 @@ __all__ = [
     "create",
     "find_weights",
     "names",
+    "of_library",
     "published_input",
     "stage_names",
     "with_maps",
@@ -71,13 +72,17 @@ def names() -> list[str]:
     return [name for family in FAMILIES.values() for name in family]
 
 
+def of_library(name: str) -> bool:
+    """Whether the name has the form `torchvision/<name>` or `timm/<name>`."""
+    return name.startswith(tuple(f"{library}/" for library in LIBRARIES))
+
+
 def check_name(name: str) -> None:
     """Raises InputError where `name` is no architecture; the message says what is allowed.
 
-    Only a name of the form `torchvision/<name>` or `timm/<name>` imports torch, which takes
-    seconds.
+    Only a name for which `of_library` is true imports torch, which takes seconds.
     """
-    if name.startswith(tuple(f"{library}/" for library in LIBRARIES)):
+    if of_library(name):
         import_module(f"richkd.models.{_family(name)}").check(name)
     elif name not in names():
         known = ", ".join([*names(), *(f"{library}/<name>" for library in LIBRARIES)])

@@ -46,7 +46,15 @@ from richkd.params.students import (
     Training,
     Variant,
 )
-from richkd.params.whole import Calibration, Params, Runtime, check_classes, load, to_dict
+from richkd.params.whole import (
+    Calibration,
+    Params,
+    Runtime,
+    check_classes,
+    check_networks,
+    load,
+    to_dict,
+)
 
 __all__ = [
     "At",
@@ -93,6 +101,7 @@ __all__ = [
     "Variant",
     "Views",
     "check_classes",
+    "check_networks",
     "load",
     "to_dict",
 ]

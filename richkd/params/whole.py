@@ -2,12 +2,13 @@
 
 `load` checks the whole file, so that a mistake anywhere stops the first stage that runs. It returns
 only the parts that a stage names, so that a stage cannot read what its `params:` in `dvc.yaml` do
-not declare.
+not declare. `check_networks` checks what takes long, once, in the stage `code`.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -98,7 +99,7 @@ class Params:
             _check_digits(self.dataset)
         if isinstance(self.dataset, Cifar):
             _check_cifar(self.dataset)
-        _check_networks(self)
+        _check_teacher_and_student(self)
         _check_classes(self, num_classes(self.dataset))
         _check_shifted_sets(self)
         _check_runtime(self)
@@ -110,27 +111,35 @@ class Params:
         _check_variant_names(list(self.distill.variants))
 
 
-def _check_networks(params: Params) -> None:
-    """Networks that there are and that take the images; rates that fall before the training ends.
+def _check_teacher_and_student(params: Params) -> None:
+    """Networks of ours that there are; rates that fall before the training ends.
 
     Our own networks take all images of 16 x 16 pixels and more.
     """
     _check_normalisation(params.teacher)
-    for key, network in (("teacher", params.teacher), ("student", params.student)):
+    for key, network in _networks(params):
         name = _architecture(network)
-        img_size = getattr(network, "img_size", None)
-        try:
-            models.check_name(name)
-            if ("/" in name or img_size) and not isinstance(network, TorchvisionTeacher):
-                for pixels in _sides(network, params):
-                    models.check_side(name, pixels, img_size)
-        except InputError as error:
-            raise InputError(f"{key}.arch: {error}") from None
+        if not models.of_library(name):
+            with _prefixed(f"{key}.arch"):
+                models.check_name(name)
         if isinstance(network, Training) and network.schedule == "step":
             if late := [epoch for epoch in network.milestones if epoch >= network.epochs]:
                 raise InputError(
                     f"{key}.milestones is {late}: must be below {network.epochs} epochs"
                 )
+
+
+def _networks(params: Params) -> list[tuple[str, Teacher | Training]]:
+    return [("teacher", params.teacher), ("student", params.student)]
+
+
+@contextmanager
+def _prefixed(place: object) -> Iterator[None]:
+    """An InputError within begins with the place that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(one_line(f"{place}: {error}")) from None
 
 
 def _check_normalisation(teacher: Teacher) -> None:
@@ -190,13 +199,17 @@ def _check_views(params: Params) -> None:
 
 def _check_classes(params: Params, classes: int | None) -> None:
     """What must go with the number of classes; None where `prepare` has to count them."""
-    dataset, teacher, top_k = params.dataset, params.teacher, params.cache.top_k
+    dataset, top_k = params.dataset, params.cache.top_k
     if classes and classes < 2 and not isinstance(dataset, Cifar):
         raise InputError(f"dataset.classes is {list(dataset.classes)}: must name at least two")
     if classes and top_k and top_k >= classes:
         raise InputError(
             f"cache.top_k is {top_k}: must be below the number of classes, {classes}, or null"
         )
+
+
+def _check_weights(teacher: Teacher, classes: int | None) -> None:
+    """Weights that torchvision has, and that know the classes."""
     if isinstance(teacher, TorchvisionTeacher):
         models.find_weights(teacher.arch, teacher.weights, classes)
 
@@ -374,17 +387,11 @@ def _check_variant(key: str, variant: Variant, params: Params) -> None:
     if list(variant.terms) == ["ce"]:
         raise InputError(f"{key} names no term but ce: the student alone is trained anyway, as ce")
     for name, term in variant.terms.items():
-        if not term.needs_maps:
-            continue
-        if (variant.teacher, cached) != ("teacher", "online"):
+        if term.needs_maps and (variant.teacher, cached) != ("teacher", "online"):
             raise InputError(
                 f"{key}.{name} compares feature maps, which no table holds: set teacher: teacher "
                 f"(now {variant.teacher}) and cache.teacher: online (now {cached})"
             )
-        try:
-            models.check_stages(_architecture(params.student), _architecture(params.teacher))
-        except InputError as error:
-            raise InputError(f"{key}.{name}: {error}") from None
 
 
 def _check_variant_names(names: list[str]) -> None:
@@ -418,10 +425,36 @@ def check_classes(count: int, path: Path | str = "params.yaml") -> None:
     The file alone does not tell that number where every folder of images is a class.
     """
     params = _read(path)
-    try:
+    with _prefixed(path):
         _check_classes(params, count)
-    except InputError as error:
-        raise InputError(one_line(f"{path}: {error}")) from None
+        _check_weights(params.teacher, count)
+
+
+def check_networks(path: Path | str = "params.yaml") -> None:
+    """Raises InputError where the networks do not exist, or do not go with the images or a loss.
+
+    The stage `code` calls it, which runs before all others. It imports torch and the libraries that
+    the networks are of, which takes up to five seconds: too long for `load`, which all stages call.
+    """
+    params = _read(path)
+    with _prefixed(path):
+        for key, network in _networks(params):
+            name, img_size = _architecture(network), getattr(network, "img_size", None)
+            with _prefixed(f"{key}.arch"):
+                if models.of_library(name):
+                    models.check_name(name)
+                elif not img_size:
+                    continue
+                if not isinstance(network, TorchvisionTeacher):
+                    for pixels in _sides(network, params):
+                        models.check_side(name, pixels, img_size)
+        _check_weights(params.teacher, num_classes(params.dataset))
+        student, teacher = _architecture(params.student), _architecture(params.teacher)
+        for name, variant in params.distill.variants.items():
+            for term, options in variant.terms.items():
+                if options.needs_maps:
+                    with _prefixed(f"distill.variants.{name}.{term}"):
+                        models.check_stages(student, teacher)
 
 
 def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:

@@ -44,7 +44,9 @@ class File:
         self.path.write_text(yaml.dump(raw, Dumper=Plain, sort_keys=False))
 
     def load(self, *keys: str) -> SimpleNamespace:
-        return params.load(*keys, path=self.path)
+        loaded = params.load(*keys, path=self.path)
+        params.check_networks(self.path)
+        return loaded
 
     def refusal(self) -> str:
         """The one line that says why the file is refused, without the path that it starts with."""

@@ -222,7 +222,7 @@ ACROSS = {
         [": teacher.arch: model 'torchvision/squeezenet1_0' is not supported: its logits must"],
     ),
     "weights of other classes": (
-        {"teacher": THERE | {"arch": "resnet18"}},
+        {"teacher": THERE | {"arch": "resnet18"}, "fusion.alpha": 0.5},
         [": teacher.weights is 'DEFAULT': resnet18 with them knows 1000 classes, the data set has"],
     ),
     "arch": (
@@ -473,7 +473,7 @@ NETWORKS_OF_TIMM = {
         ": student.arch: model 'timm/resnet19' is unknown: timm has resnet18, ",
     ),
     "tag": (
-        {"teacher": TIMM | {"arch": "timm/test_resnet.r9"}},
+        {"teacher": TIMM | {"arch": "timm/test_resnet.r9"}, "fusion.alpha": 0.5},
         ": teacher.arch: model 'timm/test_resnet.r9' is unknown: the tags of test_resnet are r160_",
     ),
     "images of one size": (
@@ -530,7 +530,7 @@ def test_a_teacher_of_timm_sees_images_of_its_own_size_and_online_those_of_the_s
     ("key", "changes"),
     [
         ("teacher.arch", {"teacher.arch": "torchvision/resnet180"}),
-        ("teacher.arch", {"teacher": THERE}),
+        ("teacher.arch", {"teacher": THERE, "fusion.alpha": 0.5}),
         ("student.arch", {"student.arch": "torchvision/resnet180"}),
     ],
 )

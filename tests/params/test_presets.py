@@ -33,6 +33,7 @@ PAIRS = [command for command in COMMANDS if command not in LOSSES]
 def test_committed_files_load(path):
     sections = yaml.safe_load(path.read_text())
     assert params.to_dict(params.load(*sections, path=path)) == sections
+    params.check_networks(path)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
