@@ -34,6 +34,18 @@ def test_bad_params_end_a_process_with_one_line_and_exit_code_1(
         ("code", "dataset.classes", ["one", "eleventy"], "dataset.classes has 'eleventy'"),
         (
             "code",
+            "student.arch",
+            "torchvision/resnet180",
+            "student.arch: model 'torchvision/resnet180' is unknown: torchvision has resnet18, ",
+        ),
+        (
+            "code",
+            "student.arch",
+            "timm/vit_tiny_patch16_224",
+            "student.arch: model 'timm/vit_tiny_patch16_224' does not take images of 16 x 16 pix",
+        ),
+        (
+            "code",
             "dataset.test_images",
             5,
             "dataset.test_images is 5: must be at least 6, one for each class",
