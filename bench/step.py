@@ -14,7 +14,7 @@ Run it: `python -m bench.step`.
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -119,11 +119,11 @@ def main(
     steps: int | None = None,
     workers: int = 2,
     repeats: int = 7,
-    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    changes: Sequence[str] | None = None,
 ) -> None:
     """A repeat is `steps` steps: if None, 30 on a GPU and 2 on a CPU.
 
-    `changes` are those of CHANGES: if None, all on a GPU and ON_A_CPU on a CPU. ValueError where
+    `changes` are names in CHANGES: if None, all on a GPU and ON_A_CPU on a CPU. ValueError where
     ours and the plain way compute different losses.
     """
     device = pick_device()
@@ -143,10 +143,10 @@ def main(
         "bare": bare_stepper(ours, steps),
     }
     if changes is None:
-        changes = {name: change for name, change in CHANGES.items() if cuda or name in ON_A_CPU}
-    for name, change in changes.items():
-        case = stepper([protocol.run(networks.student, "LF", **change)], steps)
-        cases[name] = _deterministic(case) if "deterministic" in change else case
+        changes = tuple(CHANGES) if cuda else ON_A_CPU
+    for name in changes:
+        case = stepper([protocol.run(networks.student, "LF", **CHANGES[name])], steps)
+        cases[name] = _deterministic(case) if name == "deterministic" else case
 
     times = alternate(cases, repeats)
     rows = {

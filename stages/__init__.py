@@ -59,6 +59,7 @@ def run(
             command = os.environ.get("RICHKD_LAUNCH")
             if parallel and "RANK" not in os.environ and (command or wanted != "1"):
                 params.load()  # one error line, not one from each process
+                params.check_networks()
                 lock.release()  # the first of the processes takes it
                 by_command(command, words) if command else in_processes(int(wanted), words)
             else:

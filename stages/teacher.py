@@ -23,6 +23,7 @@ from stages import run
 
 def main() -> None:
     settings = params.load("teacher", "views", "runtime")
+    params.check_networks()  # this machine's timm may be another than that of the stage `code`
     device = engine.pick_device(settings.runtime.device, settings.runtime.deterministic)
     recorded = params.to_dict(settings)
     for key in ("min_accuracy", "urls"):  # these do not change the weights

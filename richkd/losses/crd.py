@@ -149,8 +149,9 @@ class ContrastiveMemory(nn.Module):
 
         A sample's own negatives are uniform over the other classes (without labels: over the other
         samples), with replacement, and independent of each other. Any negative of one sample is
-        independent of any negative of another sample. So mean and variance of the loss are those
-        of the published way, in which all draws of a batch are independent.
+        independent of any negative of another sample, and mean and variance of the loss need no
+        more: they are those of a batch whose draws are all independent. (The published code draws
+        a sample's negatives without replacement where there are enough: the mean is the same.)
 
         A shared set is uniform over all samples. `forward` leaves out those of a sample's own class
         and gives the others a larger weight, so that together they count as `negatives`. So the
@@ -169,7 +170,7 @@ class ContrastiveMemory(nn.Module):
             return torch.randint(samples, (self.negatives,), generator=generator, device=device)
         # Batch × negatives random numbers would take a tenth of a step's time on a CPU. So each
         # sample has a random number, and each place in a row has one. Their sums modulo 2³¹ are
-        # uniform, and any two of them are independent.
+        # uniform, and any two of them are independent. (An overflow changes nothing modulo 2³¹.)
         batch = len(positive_index)
         words = torch.empty(
             self.negatives + batch * distributed.processes(), dtype=torch.int64, device=device

@@ -2,7 +2,8 @@
 
 `load` checks the whole file, so that a mistake anywhere stops the first stage that runs. It returns
 only the parts that a stage names, so that a stage cannot read what its `params:` in `dvc.yaml` do
-not declare. `check_networks` checks what takes long, once, in the stage `code`.
+not declare. Whether networks of torchvision and timm exist and take the images, and whether feature
+maps go together, takes seconds to find out: `check_networks` does that, before any work.
 """
 
 import json
@@ -433,18 +434,17 @@ def check_classes(count: int, path: Path | str = "params.yaml") -> None:
 def check_networks(path: Path | str = "params.yaml") -> None:
     """Raises InputError where the networks do not exist, or do not go with the images or a loss.
 
-    The stage `code` calls it, which runs before all others. It imports torch and the libraries that
-    the networks are of, which takes up to five seconds: too long for `load`, which all stages call.
+    It imports torch and the libraries that the networks are of, which takes up to five seconds: too
+    long for `load`, which all stages call.
     """
     params = _read(path)
     with _prefixed(path):
         for key, network in _networks(params):
             name, img_size = _architecture(network), getattr(network, "img_size", None)
+            if not (models.of_library(name) or img_size):
+                continue
             with _prefixed(f"{key}.arch"):
-                if models.of_library(name):
-                    models.check_name(name)
-                elif not img_size:
-                    continue
+                models.check_name(name)
                 if not isinstance(network, TorchvisionTeacher):
                     for pixels in _sides(network, params):
                         models.check_side(name, pixels, img_size)
@@ -458,7 +458,7 @@ def check_networks(path: Path | str = "params.yaml") -> None:
 
 
 def load(*keys: str, path: Path | str = "params.yaml") -> SimpleNamespace:
-    """Check the whole file and return the parts named: sections, or what they hold.
+    """Check the file, but for `check_networks`; return the parts named, sections or what they hold.
 
     `load("runtime", "distill.seeds")` has `.runtime` whole and of `.distill` only `.seeds`;
     `load("distill.variants.LF")` has `.distill.variants.LF`. Raises InputError that names the key,

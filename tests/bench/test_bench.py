@@ -57,8 +57,7 @@ TINY = {
     },
     "step": {
         "sizes": SIZES, "networks": SMALL, "steps": 1, "workers": 1, "repeats": 2,
-        "changes": {"shared negatives": {"negatives": "shared"},
-                    "deterministic": {"deterministic": True}},
+        "changes": ["shared negatives", "deterministic"],
     },
     "epoch": {
         "sizes": SIZES, "networks": SMALL, "beside": (2,),

@@ -201,13 +201,21 @@ def test_any_two_draws_are_independent():
         assert chisquare(counts).pvalue > 1e-4
 
 
-# The smallest and the largest number that `random_` gives.
-@pytest.mark.parametrize("word", [0, 2**63 - 1])
-def test_draw_reaches_the_first_and_last_sample_and_not_beyond(monkeypatch, word):
+@pytest.mark.parametrize(
+    ("of_place", "of_sample", "drawn"),
+    [
+        (0, 0, [2, 2, 3, 0, 0]),
+        (2**31 - 1, 0, [4, 4, 1, 2, 2]),
+        (2**63 - 1, 2**63 - 1, [4, 4, 1, 2, 2]),  # the largest that `random_` gives
+    ],
+)
+def test_draw_reaches_the_first_and_last_sample_and_not_beyond(
+    monkeypatch, of_place, of_sample, drawn
+):
     memory = ContrastiveMemory(5, 2, 1, 0.1, 0.5, [0, 0, 1, 2, 2])
-    monkeypatch.setattr(torch.Tensor, "random_", lambda empty, **_: empty.fill_(word))
-    drawn = memory.draw(torch.arange(5))[:, 0].tolist()
-    assert drawn == ([2, 2, 3, 0, 0] if word == 0 else [4, 4, 1, 2, 2])
+    words = torch.tensor([of_place] + [of_sample] * 5)
+    monkeypatch.setattr(torch.Tensor, "random_", lambda empty, **_: empty.copy_(words))
+    assert memory.draw(torch.arange(5))[:, 0].tolist() == drawn
 
 
 def test_draw_repeats_with_its_generator():

@@ -121,7 +121,6 @@ def test_a_student_waits_for_each_batch_of_files(log):
                 followed[event] = stream, copies[stream]
             elif event in followed and followed[event][0] != stream:
                 waited[followed[event][0]].add(followed[event][1])
-    copies = +copies
     assert len(copies) == 2  # each student's files have a stream of their own
     for stream, number in copies.items():
         assert number == 8  # two epochs of four batches
