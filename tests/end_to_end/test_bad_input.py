@@ -104,6 +104,17 @@ def test_before_several_processes_start_wrong_params_are_one_line(
     assert refusal(monkeypatch, "alone") == says
 
 
+@pytest.mark.parametrize(("name", "processes"), [("alone", "2"), ("teacher", "1")])
+def test_a_network_that_timm_lacks_is_one_line_before_any_work(
+    smoke: Path, monkeypatch: pytest.MonkeyPatch, name: str, processes: str
+) -> None:
+    """Also where the stage `code` ran on another machine, with another timm."""
+    monkeypatch.setenv("RICHKD_PROCESSES", processes)
+    edit(smoke, "student.arch", "timm/resnet19")
+    says = "error: params.yaml: student.arch: model 'timm/resnet19' is unknown: timm has resnet18, "
+    assert refusal(monkeypatch, name).startswith(says)
+
+
 @pytest.mark.parametrize("command", ["torchrun 'open", " "])
 def test_a_launcher_that_is_no_command_is_one_line(
     smoke: Path, monkeypatch: pytest.MonkeyPatch, command: str

@@ -390,7 +390,7 @@ def test_to_dict_keeps_a_null_that_the_file_must_say(file):
 @pytest.mark.parametrize("preset", ["digits", "imagenet-r34-r18"])  # the second of torchvision
 def test_params_need_no_library_that_takes_long_to_import(file, preset):
     file.write(preset=preset)
-    slow = ["torch", "torchvision", "numpy", "scipy", "pandas", "sklearn", "matplotlib"]
+    slow = ["torch", "torchvision", "timm", "numpy", "scipy", "pandas", "sklearn", "matplotlib"]
     code = (
         "import sys; from richkd import params; params.load(path=sys.argv[1]); "
         f"sys.exit(str([name for name in {slow} if name in sys.modules] or ''))"
