@@ -21,7 +21,7 @@ from richkd.data.dataset import Manifest
 from richkd.data.imagesets import FileSet
 from richkd.data.views import Center, Preprocessing, RandomResizedCrop
 from richkd.engine import pick_device
-from richkd.params import Ce, Training
+from richkd.params import Training
 from richkd.teachers.fused import Fused
 from richkd.teachers.table import Shards, Streamed
 from richkd.train import fit as fitting
@@ -112,15 +112,17 @@ def train_under_streamed_tables(protocol):
     mark("end")
 
 
-def train_on_files(device):
-    """Two students side by side on images in files, which this stand-in's GPU does not decode."""
+def train_on_files(protocol):
+    """Two LF students side by side on image files, which this stand-in's GPU does not decode."""
+    device = protocol.data.device
     paths = [f"{number}.png" for number in range(FILES)]
     for path in paths:
         Image.new("RGB", (40, 36)).save(path)
+    labels = torch.arange(FILES) % 2
     manifest = Manifest(
         root=".",
         paths=paths,
-        labels=torch.arange(FILES).numpy() % 2,
+        labels=labels.numpy(),
         sizes=torch.tensor([[40, 36]] * FILES, dtype=torch.int32).numpy(),
         bytes=torch.tensor([Path(path).stat().st_size for path in paths]).numpy(),
         plain=torch.zeros(FILES, dtype=torch.bool).numpy(),
@@ -138,12 +140,14 @@ def train_on_files(device):
         momentum=0.9,
         weight_decay=0.0,
     )
-    runs = []
+    # Tables of the centre view alone: the crops of files have no end.
+    teacher = Fused(protocol.fused.recipe, protocol._table(1, 256), protocol.clip)
+    terms, runs = protocol._terms("LF", "auto"), []
     for seed in (0, 1):
-        student = models.create("resnet8x4", 2).to(device)
-        objective = make_objective({"ce": Ce()}, student, None, data.labels).to(device)
+        student = models.create("resnet8x4", CIFAR100.classes).to(device)
+        objective = make_objective(terms, student, teacher, labels).to(device)
         nothing = torch.zeros(0, 3, 32, 32, device=device), data.labels[:0]
-        sources = Sources(data.reader(), nothing, None)
+        sources = Sources(data.reader(), nothing, teacher)
         runs.append(
             Run(student, objective, sources, Plan(how, RUNTIME, seed), NoCheckpoint(), "files")
         )
@@ -164,7 +168,7 @@ def main():
     assert train(protocol, 2) == [0, 0]
     assert train(protocol, 4) == [2, 2]
     train_under_streamed_tables(protocol)
-    train_on_files(device)
+    train_on_files(protocol)
     print("done")
 
 
